@@ -1,0 +1,1 @@
+//! Adapters: what is trained on top of the frozen model.

@@ -1,0 +1,53 @@
+//! Sampling of completions: what is asked for, what comes back, and the engines that do it.
+
+/// How tokens are drawn. `temperature == 0` is greedy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    pub temperature: f32,
+    /// Nucleus mass; `1.0` keeps everything.
+    pub top_p: f32,
+    /// Number of tokens kept; `0` keeps all.
+    pub top_k: usize,
+    /// Keep tokens with probability ≥ `min_p` × the largest; `0.0` keeps all.
+    pub min_p: f32,
+    pub max_tokens: usize,
+    /// Strings that end a completion; the match and what follows are cut from the text.
+    pub stop: Vec<String>,
+    /// Token ids that end a completion; the id stays in `tokens`, not in `text`.
+    pub eos: Vec<u32>,
+    /// Key of the counter-based generator, with `step` and [`Request::id`].
+    pub seed: u64,
+    pub step: u64,
+}
+
+/// One prompt of which `n` completions are wanted. The prompt is computed once.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Identifies the prompt in the random stream: (seed, step, id, sample, position) fixes a draw.
+    pub id: u64,
+    pub prompt: Vec<u32>,
+    pub n: usize,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    Eos,
+    Stop,
+    /// `max_tokens` reached: the completion is truncated.
+    Length,
+}
+
+/// One sampled completion.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// Sampled ids, the end-of-sequence id included.
+    pub tokens: Vec<u32>,
+    /// Natural log-probability of each token under softmax(logits / temperature) over the whole
+    /// vocabulary (temperature 1 when greedy).
+    pub logprobs: Vec<f32>,
+    /// Decoded text without special tokens and without the stop string.
+    pub text: String,
+    pub finish: FinishReason,
+}
