@@ -13,3 +13,5 @@ pub use checkpoint::{Checkpoint, OpenOptions};
 pub use config::{Arch, Dtype, ModelConfig, RopeConfig, RopeScaling, expected_tensors};
 pub use tokenizer::Tokenizer;
 pub use weights::{RawTensor, RawWeights, TensorInfo};
+
+pub use crate::adapter::{ModuleId, ModuleKind};

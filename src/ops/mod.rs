@@ -4,3 +4,4 @@
 //! dtype, which is what runs on CUDA and Metal, and a *CPU* one ([`cpu`]) that is fused and fast.
 
 pub mod cpu;
+pub mod random;
