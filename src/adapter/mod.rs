@@ -4,6 +4,7 @@
 //! `tinylora` and `lora-xs` freeze A and B (from the singular value decomposition of W) and train
 //! what M is made of; `lora` trains A and B; `full` trains the weights themselves.
 
+mod full;
 mod gradients;
 mod lora_xs;
 mod modules;
@@ -227,6 +228,12 @@ impl Adapter {
     /// The update of one linear map; `None` when that map is not adapted.
     pub fn low_rank(&self, id: ModuleId) -> Option<&LowRank> {
         self.slot(id).map(|slot| &self.low_rank[slot])
+    }
+
+    /// The first layer that has something to train: backward stops there.
+    pub fn lowest_layer(&self) -> usize {
+        let lowest = self.tying.modules.iter().map(|id| id.layer).min();
+        lowest.unwrap_or(0)
     }
 
     fn slot(&self, id: ModuleId) -> Option<usize> {

@@ -1,17 +1,30 @@
 //! From a checkpoint on disk to a decoder: configuration, weights, tokenizer, chat template.
 
+mod batch;
 mod checkpoint;
 mod config;
 mod config_json;
+mod decoder;
+mod decoder_weights;
 mod gguf;
+mod kv_cache;
+mod model;
 mod random_init;
 mod safetensors_dir;
 mod tokenizer;
 mod weights;
 
+pub use batch::{Batch, Coefficients};
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub use config::{Arch, Dtype, ModelConfig, RopeConfig, RopeScaling, expected_tensors};
+pub use decoder::{Decoder, Keep, Tape};
+pub use decoder_weights::{Block, Placement, Weights};
+pub use kv_cache::{KvCache, SlotId};
+pub use model::{LoadOptions, Model};
 pub use tokenizer::Tokenizer;
 pub use weights::{RawTensor, RawWeights, TensorInfo};
 
 pub use crate::adapter::{ModuleId, ModuleKind};
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,13 @@
 //! Sampling of completions: what is asked for, what comes back, and the engines that do it.
 
+mod native;
+pub mod sampler;
+
+pub use native::NativeEngine;
+
+use crate::Result;
+use crate::adapter::Adapter;
+
 /// How tokens are drawn. `temperature == 0` is greedy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -50,4 +58,33 @@ pub struct Completion {
     /// Decoded text without special tokens and without the stop string.
     pub text: String,
     pub finish: FinishReason,
+}
+
+impl Completion {
+    /// No tokens: what `max_tokens = 0` gives.
+    fn empty() -> Self {
+        Self {
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            text: String::new(),
+            finish: FinishReason::Length,
+        }
+    }
+}
+
+/// Something that samples completions from the model with an adapter.
+pub trait Engine {
+    /// Completions of every request, in order: `n` each.
+    ///
+    /// `on_token(request, sample, tokens)` sees a completion each time it has grown, for streaming;
+    /// `on_finished(request, sample, completion)` sees it when it ends. Both run on the calling
+    /// thread between forward passes.
+    fn generate(
+        &mut self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+        on_token: &mut dyn FnMut(usize, usize, &[u32]),
+        on_finished: &mut dyn FnMut(usize, usize, &Completion),
+    ) -> Result<Vec<Vec<Completion>>>;
 }

@@ -1,0 +1,185 @@
+//! Packed batches of prompts and completions: which rows there are, and which tokens are scored.
+
+use candle_core::Tensor;
+
+use super::decoder::{Decoder, Keep};
+use crate::adapter::{Adapter, Gradients, SHARED_ROW};
+use crate::ops::head::{self, Scores};
+use crate::ops::{Layout, Segment};
+use crate::{Error, Result};
+
+/// Sequences packed into one batch without padding.
+///
+/// A prompt with several completions is one segment, computed once, and the parent of theirs. The
+/// last token of a completion is scored but never an input, so it has no row.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Input token of each row.
+    pub tokens: Vec<u32>,
+    pub layout: Layout,
+    /// The scored tokens, completion after completion.
+    pub targets: Vec<u32>,
+    /// Row of the hidden state that predicts each target.
+    pub rows: Vec<u32>,
+    /// Number of targets of each completion.
+    pub lengths: Vec<usize>,
+    /// Completion that each row belongs to; [`SHARED_ROW`] for the prompt of a group.
+    pub row_sequences: Vec<u32>,
+}
+
+impl Batch {
+    /// Adds a prompt and its completions.
+    ///
+    /// # Errors
+    /// When the prompt or a completion is empty.
+    pub fn push_group(&mut self, prompt: &[u32], completions: &[&[u32]]) -> Result<()> {
+        if prompt.is_empty() || completions.iter().any(|c| c.is_empty()) {
+            return Err(Error::Internal(
+                "an empty prompt or completion cannot be scored".into(),
+            ));
+        }
+        let parent = self.push_segment(prompt, None, SHARED_ROW);
+        let last_prompt_row = self.tokens.len() - 1;
+        for completion in completions {
+            let sequence = self.lengths.len() as u32;
+            let inputs = &completion[..completion.len() - 1];
+            let start = self.tokens.len();
+            if !inputs.is_empty() {
+                self.push_segment(inputs, Some(parent), sequence);
+            }
+            self.rows.push(last_prompt_row as u32);
+            self.rows
+                .extend((start..start + inputs.len()).map(|row| row as u32));
+            self.targets.extend_from_slice(completion);
+            self.lengths.push(completion.len());
+        }
+        Ok(())
+    }
+
+    /// Adds one prompt with one completion as a single segment.
+    pub fn push_sequence(&mut self, prompt: &[u32], completion: &[u32]) -> Result<()> {
+        if prompt.is_empty() || completion.is_empty() {
+            return Err(Error::Internal(
+                "an empty prompt or completion cannot be scored".into(),
+            ));
+        }
+        let start = self.tokens.len();
+        let tokens: Vec<u32> = prompt
+            .iter()
+            .chain(&completion[..completion.len() - 1])
+            .copied()
+            .collect();
+        self.push_segment(&tokens, None, self.lengths.len() as u32);
+        let first = start + prompt.len() - 1;
+        self.rows
+            .extend((first..first + completion.len()).map(|row| row as u32));
+        self.targets.extend_from_slice(completion);
+        self.lengths.push(completion.len());
+        Ok(())
+    }
+
+    /// Values of all targets cut into one slice per completion.
+    pub fn by_completion<'a, T>(&'a self, values: &'a [T]) -> impl Iterator<Item = &'a [T]> {
+        let mut rest = values;
+        self.lengths.iter().map(move |&len| {
+            let (own, others) = rest.split_at(len);
+            rest = others;
+            own
+        })
+    }
+
+    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>, sequence: u32) -> usize {
+        let start = self.tokens.len();
+        let len = tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.row_sequences.resize(self.tokens.len(), sequence);
+        self.layout.segments.push(Segment { start, len, parent });
+        self.layout.segments.len() - 1
+    }
+
+    /// Hidden states `[targets, h]` that predict the targets.
+    fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
+        let rows = Tensor::new(&self.rows[..], hidden.device())?;
+        Ok(hidden.index_select(&rows, 0)?)
+    }
+}
+
+impl Decoder {
+    /// Log-probabilities and entropies of the targets of `batch` at `temperature`.
+    pub fn score(
+        &self,
+        adapter: Option<&Adapter>,
+        batch: &Batch,
+        temperature: f64,
+    ) -> Result<Scores> {
+        let hidden = self.forward_batch(adapter, batch)?;
+        head::forward(
+            &batch.gather(&hidden)?,
+            self.head(adapter),
+            &batch.targets,
+            temperature,
+        )
+    }
+
+    /// Adds to `gradients` the gradient of L = Σ_n coefficients[n] · logp(target n), and gives the
+    /// scores of the targets. The caller's coefficients are dL/dlogp at the current parameters.
+    ///
+    /// `coefficients` is called with the scores when they are needed to know the loss; when it is
+    /// known without them, [`Coefficients::Known`] saves a pass over the head.
+    pub fn accumulate_gradients(
+        &self,
+        adapter: &Adapter,
+        batch: &Batch,
+        temperature: f64,
+        keep: Keep,
+        coefficients: Coefficients<'_>,
+        gradients: &mut Gradients,
+    ) -> Result<Scores> {
+        let tape = self.forward_train(Some(adapter), &batch.tokens, &batch.layout, keep)?;
+        let hidden = batch.gather(&tape.hidden)?;
+        let matrix = self.head(Some(adapter));
+        let coefficients = match coefficients {
+            Coefficients::Known(values) => values,
+            Coefficients::OfScores(loss) => {
+                let scores = head::forward(&hidden, matrix, &batch.targets, temperature)?;
+                loss(&scores)?
+            }
+        };
+        let (dgathered, scores) = head::backward(
+            &hidden,
+            matrix,
+            &batch.targets,
+            temperature,
+            &coefficients,
+            |dlogits, hidden| {
+                if adapter.trains_weights() {
+                    gradients.add_head(dlogits, hidden)?;
+                }
+                Ok(())
+            },
+        )?;
+        let rows = Tensor::new(&batch.rows[..], dgathered.device())?;
+        let dhidden = tape.hidden.zeros_like()?.index_add(&rows, &dgathered, 0)?;
+        self.backward(adapter, tape, &dhidden, &batch.row_sequences, gradients)?;
+        Ok(scores)
+    }
+
+    /// Hidden states of all rows of a batch, keeping nothing.
+    fn forward_batch(&self, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tensor> {
+        let mut cache = self.new_cache();
+        let mut spans = batch.layout.spans();
+        for (segment, span) in batch.layout.segments.iter().zip(&mut spans) {
+            let parent = segment.parent.map(|p| (p, batch.layout.segments[p].len));
+            span.slot = cache.alloc(parent, segment.len);
+        }
+        self.forward(adapter, &batch.tokens, &spans, &mut cache)
+    }
+}
+
+/// Where the gradient of the loss with respect to the log-probabilities comes from.
+pub enum Coefficients<'a> {
+    /// Known beforehand: on-policy first iterations, and next-token loss.
+    Known(Vec<f64>),
+    /// A function of the scores at the current parameters.
+    OfScores(&'a mut dyn FnMut(&Scores) -> Result<Vec<f64>>),
+}

@@ -1,0 +1,401 @@
+//! The decoder: embedding, blocks and final norm, forward and backward.
+//!
+//! The backward pass is written by hand, block by block, and makes no gradient of a frozen weight.
+//! What the forward pass keeps for it is a choice ([`Keep`]): everything, or only the input of each
+//! block, from which the block is computed again on the way back.
+
+use candle_core::Tensor;
+
+use super::config::ModelConfig;
+use super::decoder_weights::{Block, Placement, Weights};
+use super::kv_cache::{KvCache, heads};
+use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
+use crate::ops::attention::{self, Heads, KvLayer};
+use crate::ops::linear::{self, Matrix};
+use crate::ops::rope::{RopeTable, Rotation};
+use crate::ops::{Layout, Span, head, rms_norm, rope, swiglu};
+use crate::{Error, Result};
+
+/// A frozen model without its tokenizer.
+#[derive(Debug)]
+pub struct Decoder {
+    pub config: ModelConfig,
+    pub weights: Weights,
+    pub placement: Placement,
+    rope: RopeTable,
+}
+
+/// What a training forward pass keeps of each block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Everything that backward needs.
+    Activations,
+    /// The input alone; backward computes the block again.
+    Inputs,
+}
+
+/// What [`Decoder::forward_train`] leaves for [`Decoder::backward`].
+#[derive(Debug)]
+pub struct Tape {
+    /// Output of the final norm, `[T, h]`.
+    pub hidden: Tensor,
+    layout: Layout,
+    tokens: Vec<u32>,
+    rotation: Rotation,
+    blocks: Vec<Kept>,
+    /// Input of the final norm, `[T, h]`.
+    last: Tensor,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Input(Tensor),
+    Activations(Box<Activations>),
+}
+
+/// The intermediate results of one block, `T` rows each.
+#[derive(Debug)]
+struct Activations {
+    x: Tensor,
+    normed: Tensor,
+    attention: attention::Saved,
+    middle: Tensor,
+    middle_normed: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    activated: Tensor,
+    /// x Aᵀ of each module's side path, by [`ModuleKind`] index.
+    side: Vec<Option<Tensor>>,
+}
+
+/// One pass over a batch: what is the same in every block.
+struct Pass<'a> {
+    decoder: &'a Decoder,
+    weights: &'a Weights,
+    adapter: Option<&'a Adapter>,
+    spans: &'a [Span],
+    rotation: &'a Rotation,
+}
+
+impl Decoder {
+    pub fn new(config: ModelConfig, weights: Weights, placement: Placement) -> Self {
+        let frequencies = config.rope.inverse_frequencies(config.head_dim);
+        let rope = RopeTable::new(frequencies.into_iter().map(|f| f as f32).collect());
+        Self {
+            config,
+            weights,
+            placement,
+            rope,
+        }
+    }
+
+    /// An empty cache for [`Self::forward`].
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(&self.config, self.placement.backend)
+    }
+
+    /// Hidden states `[T, h]` (after the final norm) of new tokens of the sequences in `cache`:
+    /// prefill, decoding and scoring are all this function, and give a row the same bits.
+    ///
+    /// Row `t` of `tokens` belongs to the span that covers it.
+    pub fn forward(
+        &self,
+        adapter: Option<&Adapter>,
+        tokens: &[u32],
+        spans: &[Span],
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
+        for span in spans {
+            if !cache.fits(span.slot, span.pos, span.len) {
+                return Err(Error::Internal(format!(
+                    "{} rows at position {} do not fit into slot {} of the cache",
+                    span.len, span.pos, span.slot
+                )));
+            }
+        }
+        let positions = spans
+            .iter()
+            .flat_map(|s| (s.pos..s.pos + s.len).map(|p| p as u32))
+            .collect();
+        let rotation = self.rotation(positions)?;
+        let pass = self.pass(adapter, spans, &rotation);
+        let mut x = pass.weights.embedding.rows(tokens)?;
+        for (layer, kv) in cache.layers.iter_mut().enumerate() {
+            x = pass.block(layer, x, kv, false)?.0;
+        }
+        self.final_norm(pass.weights, &x)
+    }
+
+    /// Hidden states of a whole packed batch, and what [`Self::backward`] needs.
+    pub fn forward_train(
+        &self,
+        adapter: Option<&Adapter>,
+        tokens: &[u32],
+        layout: &Layout,
+        keep: Keep,
+    ) -> Result<Tape> {
+        let rotation = self.rotation(layout.positions())?;
+        let spans = layout.spans();
+        let pass = self.pass(adapter, &spans, &rotation);
+        let mut x = pass.weights.embedding.rows(tokens)?;
+        let mut blocks = Vec::with_capacity(self.config.num_hidden_layers);
+        for layer in 0..self.config.num_hidden_layers {
+            let mut kv = self.scratch_kv(layout);
+            let activations = keep == Keep::Activations;
+            let (y, kept) = pass.block(layer, x.clone(), &mut kv, activations)?;
+            blocks.push(match kept {
+                Some(activations) => Kept::Activations(Box::new(activations)),
+                None => Kept::Input(x),
+            });
+            x = y;
+        }
+        let hidden = self.final_norm(pass.weights, &x)?;
+        Ok(Tape {
+            hidden,
+            layout: layout.clone(),
+            tokens: tokens.to_vec(),
+            rotation,
+            blocks,
+            last: x,
+        })
+    }
+
+    /// Adds to `gradients` the gradient of the adapter, given dL/dhidden `[T, h]`.
+    ///
+    /// `row_sequences` is as [`Adapter::accumulate`] takes it.
+    pub fn backward(
+        &self,
+        adapter: &Adapter,
+        tape: Tape,
+        dhidden: &Tensor,
+        row_sequences: &[u32],
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let layout = &tape.layout;
+        let spans = layout.spans();
+        let pass = self.pass(Some(adapter), &spans, &tape.rotation);
+        let full = adapter.trains_weights();
+        let (mut g, dnorm) = rms_norm::backward(
+            self.placement.backend,
+            &tape.last,
+            &pass.weights.norm,
+            self.config.rms_norm_eps,
+            dhidden,
+            full,
+        )?;
+        if let Some(dnorm) = dnorm {
+            gradients.add_weight("model.norm.weight", &dnorm)?;
+        }
+        let lowest = adapter.lowest_layer();
+        for (layer, kept) in tape.blocks.into_iter().enumerate().rev() {
+            if layer < lowest {
+                return Ok(());
+            }
+            let kept = match kept {
+                Kept::Activations(kept) => *kept,
+                Kept::Input(x) => {
+                    let mut kv = self.scratch_kv(layout);
+                    let (_, kept) = pass.block(layer, x, &mut kv, true)?;
+                    kept.ok_or_else(|| Error::Internal("a block kept nothing".into()))?
+                }
+            };
+            g = pass.block_backward(layer, kept, g, layout, row_sequences, adapter, gradients)?;
+        }
+        if full {
+            gradients.add_rows("model.embed_tokens.weight", &tape.tokens, &g)?;
+        }
+        Ok(())
+    }
+
+    /// The output head that goes with `adapter`.
+    pub fn head<'a>(&'a self, adapter: Option<&'a Adapter>) -> &'a Matrix {
+        self.weights_for(adapter).head()
+    }
+
+    /// Logits `[N, vocab]` of hidden `[N, h]`, f32 (f64 for f64 models).
+    pub fn logits(&self, adapter: Option<&Adapter>, hidden: &Tensor) -> Result<Tensor> {
+        head::logits(hidden, self.head(adapter))
+    }
+
+    fn weights_for<'a>(&'a self, adapter: Option<&'a Adapter>) -> &'a Weights {
+        adapter
+            .and_then(Adapter::full_weights)
+            .unwrap_or(&self.weights)
+    }
+
+    fn pass<'a>(
+        &'a self,
+        adapter: Option<&'a Adapter>,
+        spans: &'a [Span],
+        rotation: &'a Rotation,
+    ) -> Pass<'a> {
+        Pass {
+            decoder: self,
+            weights: self.weights_for(adapter),
+            adapter,
+            spans,
+            rotation,
+        }
+    }
+
+    fn rotation(&self, positions: Vec<u32>) -> Result<Rotation> {
+        let Placement {
+            backend,
+            device,
+            dtype,
+        } = &self.placement;
+        self.rope.rotation(*backend, positions, *dtype, device)
+    }
+
+    fn final_norm(&self, weights: &Weights, x: &Tensor) -> Result<Tensor> {
+        rms_norm::forward(
+            self.placement.backend,
+            x,
+            &weights.norm,
+            self.config.rms_norm_eps,
+        )
+    }
+
+    /// Keys and values of one layer of a packed batch: slot = segment.
+    fn scratch_kv(&self, layout: &Layout) -> KvLayer {
+        let mut kv = KvLayer::new(self.placement.backend, self.heads());
+        for (slot, segment) in layout.segments.iter().enumerate() {
+            let parent = segment.parent.map(|p| (p, layout.segments[p].len));
+            kv.alloc(slot, parent, segment.len);
+        }
+        kv
+    }
+
+    fn heads(&self) -> Heads {
+        heads(&self.config)
+    }
+}
+
+impl Pass<'_> {
+    /// One block: its output `[T, h]`, and its intermediate results when `keep`.
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor,
+        kv: &mut KvLayer,
+        keep: bool,
+    ) -> Result<(Tensor, Option<Activations>)> {
+        let block = &self.weights.blocks[layer];
+        let backend = self.decoder.placement.backend;
+        let eps = self.decoder.config.rms_norm_eps;
+        let heads = self.decoder.heads();
+        let mut side = vec![None; ModuleKind::ALL.len()];
+        let mut apply = |kind: ModuleKind, x: &Tensor| -> Result<Tensor> {
+            let low_rank = self
+                .adapter
+                .and_then(|a| a.low_rank(ModuleId::new(layer, kind)));
+            let linear::Output { y, xa } = linear::forward(x, block.linear(kind), low_rank)?;
+            side[kind.index()] = xa;
+            Ok(y)
+        };
+
+        let normed = rms_norm::forward(backend, &x, &block.input_norm, eps)?;
+        let q = apply(ModuleKind::Q, &normed)?;
+        let k = apply(ModuleKind::K, &normed)?;
+        let v = apply(ModuleKind::V, &normed)?;
+        let q = rope::forward(backend, &q, self.rotation, heads.query)?;
+        let k = rope::forward(backend, &k, self.rotation, heads.key_value)?;
+        kv.append(self.spans, &k, &v, heads)?;
+        let (out, lse) = attention::forward(&q, self.spans, kv, heads, keep)?;
+        let middle = (&x + apply(ModuleKind::O, &out)?)?;
+
+        let middle_normed = rms_norm::forward(backend, &middle, &block.post_attention_norm, eps)?;
+        let gate = apply(ModuleKind::Gate, &middle_normed)?;
+        let up = apply(ModuleKind::Up, &middle_normed)?;
+        let activated = swiglu::forward(backend, &gate, &up)?;
+        let y = (&middle + apply(ModuleKind::Down, &activated)?)?;
+
+        let kept = keep.then(|| Activations {
+            x,
+            normed,
+            attention: attention::Saved { q, k, v, out, lse },
+            middle,
+            middle_normed,
+            gate,
+            up,
+            activated,
+            side,
+        });
+        Ok((y, kept))
+    }
+
+    /// dL/dx of a block, given what it kept and g = dL/dy; the adapter's share goes to `gradients`.
+    fn block_backward(
+        &self,
+        layer: usize,
+        kept: Activations,
+        g: Tensor,
+        layout: &Layout,
+        row_sequences: &[u32],
+        adapter: &Adapter,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let block = &self.weights.blocks[layer];
+        let backend = self.decoder.placement.backend;
+        let heads = self.decoder.heads();
+        let mut back = |kind: ModuleKind, x: &Tensor, g: &Tensor| -> Result<Tensor> {
+            let id = ModuleId::new(layer, kind);
+            let (dx, gb) = linear::backward(g, block.linear(kind), adapter.low_rank(id))?;
+            let low_rank = kept.side[kind.index()].as_ref().zip(gb.as_ref());
+            let grads = LinearGrads { x, g, low_rank };
+            adapter.accumulate(id, &grads, row_sequences, gradients)?;
+            Ok(dx)
+        };
+
+        let dactivated = back(ModuleKind::Down, &kept.activated, &g)?;
+        let (dgate, dup) = swiglu::backward(backend, &kept.gate, &kept.up, &dactivated)?;
+        let dgate = back(ModuleKind::Gate, &kept.middle_normed, &dgate)?;
+        let dnormed = (dgate + back(ModuleKind::Up, &kept.middle_normed, &dup)?)?;
+        let (dmiddle, dpost) = self.norm_backward(block, Norm::Post, &kept.middle, &dnormed)?;
+        let g = (g + dmiddle)?;
+
+        let dout = back(ModuleKind::O, &kept.attention.out, &g)?;
+        let (dq, dk, dv) = attention::backward(backend, &kept.attention, &dout, layout, heads)?;
+        let dq = rope::backward(backend, &dq, self.rotation, heads.query)?;
+        let dk = rope::backward(backend, &dk, self.rotation, heads.key_value)?;
+        let dq = back(ModuleKind::Q, &kept.normed, &dq)?;
+        let dk = back(ModuleKind::K, &kept.normed, &dk)?;
+        let dnormed = ((dq + dk)? + back(ModuleKind::V, &kept.normed, &dv)?)?;
+        let (dx, dinput) = self.norm_backward(block, Norm::Input, &kept.x, &dnormed)?;
+
+        for (norm, dweight) in [
+            ("post_attention_layernorm", dpost),
+            ("input_layernorm", dinput),
+        ] {
+            if let Some(dweight) = dweight {
+                gradients.add_weight(&format!("model.layers.{layer}.{norm}.weight"), &dweight)?;
+            }
+        }
+        Ok((g + dx)?)
+    }
+
+    fn norm_backward(
+        &self,
+        block: &Block,
+        norm: Norm,
+        x: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let weight = match norm {
+            Norm::Input => &block.input_norm,
+            Norm::Post => &block.post_attention_norm,
+        };
+        let full = self.adapter.is_some_and(Adapter::trains_weights);
+        let Decoder {
+            config, placement, ..
+        } = self.decoder;
+        rms_norm::backward(placement.backend, x, weight, config.rms_norm_eps, g, full)
+    }
+}
+
+/// The two norms of a block.
+#[derive(Clone, Copy)]
+enum Norm {
+    Input,
+    Post,
+}

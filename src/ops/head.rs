@@ -1,0 +1,200 @@
+//! The output head over selected rows: log-probabilities of given tokens, the entropy of their
+//! distributions, and the gradient of both, a chunk of rows at a time so that the logits of a whole
+//! batch never exist.
+
+use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
+
+use super::linear::Matrix;
+use super::rms_norm::wide;
+use super::{cpu, cpu_slice, from_cpu};
+use crate::Result;
+
+/// Rows whose logits exist at one time: 128 rows of a 150k vocabulary are 77 MB.
+const CHUNK: usize = 128;
+
+/// Natural log-probabilities and entropies of softmax(logits / temperature), one per row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores {
+    pub logprobs: Vec<f64>,
+    pub entropies: Vec<f64>,
+}
+
+/// Logits `[N, vocab]` in f32 (f64 for f64 models) of hidden `[N, h]`.
+pub fn logits(hidden: &Tensor, head: &Matrix) -> Result<Tensor> {
+    wide(&head.forward(hidden, None)?)
+}
+
+/// Scores of `targets[n]` under the distribution of row `n` of hidden `[N, h]`.
+pub fn forward(
+    hidden: &Tensor,
+    head: &Matrix,
+    targets: &[u32],
+    temperature: f64,
+) -> Result<Scores> {
+    let mut scores = Scores::default();
+    for (start, chunk) in chunks(hidden, targets)? {
+        let logits = logits(&chunk, head)?;
+        let targets = &targets[start..start + chunk.dim(0)?];
+        scores.extend(match head {
+            Matrix::Packed(_) => cpu_scores(&logits, targets, temperature)?,
+            Matrix::Dense(_) => Distribution::of(&logits, temperature)?.scores(targets)?,
+        });
+    }
+    Ok(scores)
+}
+
+/// Gradient of L with respect to hidden, given `coefficients[n]` = dL/dlogp of target `n`; the
+/// scores of [`forward`] come with it. `on_logits(rows, dlogits, hidden)` sees the gradient of each
+/// chunk of logits, for a trained head.
+///
+/// dL/dlogits = coefficient · (onehot(target) − softmax) / temperature.
+pub fn backward(
+    hidden: &Tensor,
+    head: &Matrix,
+    targets: &[u32],
+    temperature: f64,
+    coefficients: &[f64],
+    mut on_logits: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<(Tensor, Scores)> {
+    let mut scores = Scores::default();
+    let mut parts = Vec::new();
+    for (start, chunk) in chunks(hidden, targets)? {
+        let end = start + chunk.dim(0)?;
+        let (targets, coefficients) = (&targets[start..end], &coefficients[start..end]);
+        let logits = logits(&chunk, head)?;
+        let (dlogits, part) = match head {
+            Matrix::Packed(_) => cpu_gradient(&logits, targets, temperature, coefficients)?,
+            Matrix::Dense(_) => {
+                let distribution = Distribution::of(&logits, temperature)?;
+                let dlogits = distribution.gradient(targets, temperature, coefficients)?;
+                (
+                    dlogits.to_dtype(hidden.dtype())?,
+                    distribution.scores(targets)?,
+                )
+            }
+        };
+        scores.extend(part);
+        on_logits(&dlogits, &chunk)?;
+        parts.push(head.backward(&dlogits)?);
+    }
+    let dhidden = if parts.is_empty() {
+        hidden.zeros_like()?
+    } else {
+        Tensor::cat(&parts, 0)?
+    };
+    Ok((dhidden, scores))
+}
+
+impl Scores {
+    fn extend(&mut self, other: Self) {
+        self.logprobs.extend(other.logprobs);
+        self.entropies.extend(other.entropies);
+    }
+}
+
+/// Chunks of rows of `hidden` with their first row.
+fn chunks(hidden: &Tensor, targets: &[u32]) -> Result<Vec<(usize, Tensor)>> {
+    (0..targets.len())
+        .step_by(CHUNK)
+        .map(|start| {
+            let len = CHUNK.min(targets.len() - start);
+            Ok((start, hidden.narrow(0, start, len)?))
+        })
+        .collect()
+}
+
+fn cpu_scores(logits: &Tensor, targets: &[u32], temperature: f64) -> Result<Scores> {
+    let vocab = logits.dim(1)?;
+    let inverse = inverse_temperature(temperature);
+    let (logprobs, entropies) = cpu_slice(logits)?
+        .par_chunks_exact(vocab)
+        .zip(targets)
+        .map(|(row, &target)| {
+            let scores = cpu::token_scores(row, target as usize, inverse);
+            (f64::from(scores.logprob), f64::from(scores.entropy))
+        })
+        .unzip();
+    Ok(Scores {
+        logprobs,
+        entropies,
+    })
+}
+
+fn cpu_gradient(
+    logits: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+    coefficients: &[f64],
+) -> Result<(Tensor, Scores)> {
+    let (rows, vocab) = logits.dims2()?;
+    let inverse = inverse_temperature(temperature);
+    let mut dlogits = cpu_slice(logits)?.to_vec();
+    let (logprobs, entropies) = dlogits
+        .par_chunks_exact_mut(vocab)
+        .zip(targets.par_iter().zip(coefficients))
+        .map(|(row, (&target, &coefficient))| {
+            let scores = cpu::token_scores(row, target as usize, inverse);
+            cpu::logits_gradient(
+                row,
+                target as usize,
+                inverse,
+                scores.lse,
+                coefficient as f32,
+            );
+            (f64::from(scores.logprob), f64::from(scores.entropy))
+        })
+        .unzip();
+    let scores = Scores {
+        logprobs,
+        entropies,
+    };
+    Ok((from_cpu(dlogits, (rows, vocab))?, scores))
+}
+
+/// The factor that the CPU sampler and scorer both multiply logits with.
+pub fn inverse_temperature(temperature: f64) -> f32 {
+    (1.0 / temperature) as f32
+}
+
+/// softmax(logits / temperature) on the portable path, `[N, vocab]`.
+struct Distribution {
+    log_probabilities: Tensor,
+    probabilities: Tensor,
+}
+
+impl Distribution {
+    fn of(logits: &Tensor, temperature: f64) -> Result<Self> {
+        let scaled = (logits * (1.0 / temperature))?;
+        let shifted = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?)?;
+        let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+        let log_probabilities = shifted.broadcast_sub(&log_sum)?;
+        Ok(Self {
+            probabilities: log_probabilities.exp()?,
+            log_probabilities,
+        })
+    }
+
+    fn scores(&self, targets: &[u32]) -> Result<Scores> {
+        let index = Tensor::new(targets, self.log_probabilities.device())?.unsqueeze(1)?;
+        let chosen = self.log_probabilities.gather(&index, 1)?.squeeze(1)?;
+        let entropy = (&self.probabilities * &self.log_probabilities)?
+            .sum(D::Minus1)?
+            .neg()?;
+        Ok(Scores {
+            logprobs: chosen.to_dtype(DType::F64)?.to_vec1()?,
+            entropies: entropy.to_dtype(DType::F64)?.to_vec1()?,
+        })
+    }
+
+    fn gradient(&self, targets: &[u32], temperature: f64, coefficients: &[f64]) -> Result<Tensor> {
+        let device = self.probabilities.device();
+        let scaled: Vec<f64> = coefficients.iter().map(|c| c / temperature).collect();
+        let scaled = Tensor::new(scaled, device)?
+            .to_dtype(self.probabilities.dtype())?
+            .unsqueeze(1)?;
+        let index = Tensor::new(targets, device)?.unsqueeze(1)?;
+        let spread = self.probabilities.neg()?.broadcast_mul(&scaled)?;
+        Ok(spread.scatter_add(&index, &scaled, 1)?)
+    }
+}

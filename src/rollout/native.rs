@@ -1,0 +1,342 @@
+//! The native engine: continuous batching over the model's own decoder.
+//!
+//! A prompt is prefilled once and its keys and values are shared by its completions. Finished rows
+//! leave the batch and waiting ones join at once. What is drawn does not depend on any of it.
+
+use rayon::prelude::*;
+
+use super::sampler::{Draw, Sampled, sample};
+use super::{Completion, Engine, FinishReason, Request, SamplingParams};
+use crate::adapter::Adapter;
+use crate::model::{Decoder, KvCache, SlotId, Tokenizer};
+use crate::ops::{Span, cpu_slice};
+use crate::{Error, Result};
+
+/// Samples from a [`Decoder`] in this process.
+pub struct NativeEngine<'a> {
+    decoder: &'a Decoder,
+    tokenizer: &'a Tokenizer,
+    /// Largest number of completions decoded at one time.
+    max_batch_size: usize,
+}
+
+impl<'a> NativeEngine<'a> {
+    pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer, max_batch_size: usize) -> Self {
+        Self {
+            decoder,
+            tokenizer,
+            max_batch_size: max_batch_size.max(1),
+        }
+    }
+}
+
+impl Engine for NativeEngine<'_> {
+    fn generate(
+        &mut self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+        on_token: &mut dyn FnMut(usize, usize, &[u32]),
+        on_finished: &mut dyn FnMut(usize, usize, &Completion),
+    ) -> Result<Vec<Vec<Completion>>> {
+        check(requests, self.decoder)?;
+        let mut batch = Batch {
+            engine: self,
+            adapter,
+            requests,
+            params,
+            cache: self.decoder.new_cache(),
+            groups: requests.iter().map(|_| None).collect(),
+            next_group: 0,
+            rows: Vec::new(),
+            results: requests.iter().map(|r| vec![None; r.n]).collect(),
+        };
+        if params.max_tokens > 0 {
+            batch.run(on_token, on_finished)?;
+        }
+        let complete = |sample: Option<Completion>| sample.unwrap_or_else(Completion::empty);
+        Ok(batch
+            .results
+            .into_iter()
+            .map(|group| group.into_iter().map(complete).collect())
+            .collect())
+    }
+}
+
+fn check(requests: &[Request], decoder: &Decoder) -> Result<()> {
+    let vocab = decoder.config.vocab_size;
+    for request in requests {
+        if request.prompt.is_empty() {
+            return Err(Error::data(format!("prompt {} has no tokens", request.id)));
+        }
+        if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::data(format!(
+                "prompt {} has the token id {id}, the model's vocabulary ends at {vocab}; \
+                 tokenizer and model do not belong together",
+                request.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// One call of [`Engine::generate`].
+struct Batch<'a> {
+    engine: &'a NativeEngine<'a>,
+    adapter: Option<&'a Adapter>,
+    requests: &'a [Request],
+    params: &'a SamplingParams,
+    cache: KvCache,
+    /// By request: its prompt while samples of it are waiting or running.
+    groups: Vec<Option<Group>>,
+    /// The first request whose prompt has not been prefilled.
+    next_group: usize,
+    rows: Vec<Row>,
+    results: Vec<Vec<Option<Completion>>>,
+}
+
+/// A prefilled prompt.
+struct Group {
+    slot: SlotId,
+    /// Logits `[vocab]` after the prompt, from which every sample's first token is drawn.
+    logits: Vec<f32>,
+    /// The first sample that has not started.
+    next_sample: usize,
+    running: usize,
+}
+
+/// A completion in flight.
+struct Row {
+    request: usize,
+    sample: usize,
+    slot: SlotId,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+}
+
+impl Batch<'_> {
+    fn run(
+        &mut self,
+        on_token: &mut dyn FnMut(usize, usize, &[u32]),
+        on_finished: &mut dyn FnMut(usize, usize, &Completion),
+    ) -> Result<()> {
+        loop {
+            self.admit()?;
+            if self.rows.is_empty() {
+                return Ok(());
+            }
+            for row in &self.rows {
+                on_token(row.request, row.sample, &row.tokens);
+            }
+            self.retire(on_finished)?;
+            self.decode()?;
+        }
+    }
+
+    /// Starts waiting samples while there is room, prefilling the prompts they need together.
+    fn admit(&mut self) -> Result<()> {
+        let room = |batch: &Self| batch.engine.max_batch_size - batch.rows.len();
+        for request in 0..self.next_group {
+            self.start_samples(request, room(self))?;
+        }
+        let first = self.next_group;
+        let mut wanted = 0;
+        while self.next_group < self.requests.len() && wanted < room(self) {
+            wanted += self.requests[self.next_group].n;
+            self.next_group += 1;
+        }
+        self.prefill(first..self.next_group)?;
+        for request in first..self.next_group {
+            self.start_samples(request, room(self))?;
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self, requests: std::ops::Range<usize>) -> Result<()> {
+        let wanted: Vec<usize> = requests.filter(|&r| self.requests[r].n > 0).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut tokens = Vec::new();
+        let mut spans = Vec::new();
+        let mut last_rows = Vec::new();
+        for &request in &wanted {
+            let prompt = &self.requests[request].prompt;
+            spans.push(Span {
+                row: tokens.len(),
+                len: prompt.len(),
+                slot: self.cache.alloc(None, prompt.len()),
+                pos: 0,
+            });
+            tokens.extend_from_slice(prompt);
+            last_rows.push(tokens.len() as u32 - 1);
+        }
+        let decoder = self.engine.decoder;
+        let hidden = decoder.forward(self.adapter, &tokens, &spans, &mut self.cache)?;
+        let last_rows = candle_core::Tensor::new(last_rows, hidden.device())?;
+        let logits = self.logits(&hidden.index_select(&last_rows, 0)?)?;
+        for ((&request, span), logits) in wanted.iter().zip(&spans).zip(logits) {
+            self.groups[request] = Some(Group {
+                slot: span.slot,
+                logits,
+                next_sample: 0,
+                running: 0,
+            });
+        }
+        Ok(())
+    }
+
+    /// Draws the first tokens of up to `room` samples of a prefilled request.
+    fn start_samples(&mut self, request: usize, room: usize) -> Result<()> {
+        let n = self.requests[request].n;
+        let prompt_len = self.requests[request].prompt.len();
+        let Some(group) = &mut self.groups[request] else {
+            return Ok(());
+        };
+        let first = group.next_sample;
+        let count = room.min(n - first);
+        group.next_sample += count;
+        group.running += count;
+        let parent = group.slot;
+        let logits = std::mem::take(&mut group.logits);
+        for sample_index in first..first + count {
+            let sampled = sample(&logits, self.params, self.draw(request, sample_index, 0));
+            // The last token of a completion is never an input: one row less than tokens.
+            let slot = self
+                .cache
+                .alloc(Some((parent, prompt_len)), self.params.max_tokens - 1);
+            self.rows.push(Row {
+                request,
+                sample: sample_index,
+                slot,
+                tokens: vec![sampled.token],
+                logprobs: vec![sampled.logprob],
+            });
+        }
+        if let Some(group) = &mut self.groups[request] {
+            group.logits = logits;
+        }
+        Ok(())
+    }
+
+    /// Takes finished rows out of the batch.
+    fn retire(&mut self, on_finished: &mut dyn FnMut(usize, usize, &Completion)) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        for row in rows {
+            let Some(completion) = self.finished(&row) else {
+                self.rows.push(row);
+                continue;
+            };
+            on_finished(row.request, row.sample, &completion);
+            self.results[row.request][row.sample] = Some(completion);
+            self.cache.free(row.slot);
+            let done = self.groups[row.request].as_mut().is_some_and(|group| {
+                group.running -= 1;
+                group.running == 0 && group.next_sample == self.requests[row.request].n
+            });
+            if done && let Some(group) = self.groups[row.request].take() {
+                self.cache.free(group.slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn finished(&self, row: &Row) -> Option<Completion> {
+        let tokenizer = self.engine.tokenizer;
+        let last = *row.tokens.last()?;
+        let mut text = None;
+        let finish = if self.params.eos.contains(&last) {
+            FinishReason::Eos
+        } else if self.stopped(&row.tokens) {
+            let whole = tokenizer.decode(&row.tokens, true);
+            let end = self.params.stop.iter().filter_map(|s| whole.find(s)).min();
+            text = end.map(|end| whole[..end].to_owned());
+            FinishReason::Stop
+        } else if row.tokens.len() >= self.params.max_tokens {
+            FinishReason::Length
+        } else {
+            return None;
+        };
+        Some(Completion {
+            tokens: row.tokens.clone(),
+            logprobs: row.logprobs.clone(),
+            text: text.unwrap_or_else(|| tokenizer.decode(&row.tokens, true)),
+            finish,
+        })
+    }
+
+    /// Whether the text of the last tokens, long enough for any stop string, holds one.
+    fn stopped(&self, tokens: &[u32]) -> bool {
+        let Some(longest) = self.params.stop.iter().map(String::len).max() else {
+            return false;
+        };
+        let tail = &tokens[tokens.len().saturating_sub(longest + 8)..];
+        let text = self.engine.tokenizer.decode(tail, true);
+        self.params.stop.iter().any(|s| text.contains(s))
+    }
+
+    /// One more token for every row.
+    fn decode(&mut self) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let mut tokens = Vec::with_capacity(self.rows.len());
+        let mut spans = Vec::with_capacity(self.rows.len());
+        for (index, row) in self.rows.iter().enumerate() {
+            tokens.push(row.tokens[row.tokens.len() - 1]);
+            spans.push(Span {
+                row: index,
+                len: 1,
+                slot: row.slot,
+                pos: self.requests[row.request].prompt.len() + row.tokens.len() - 1,
+            });
+        }
+        let decoder = self.engine.decoder;
+        let hidden = decoder.forward(self.adapter, &tokens, &spans, &mut self.cache)?;
+        let logits = decoder.logits(self.adapter, &hidden)?;
+        let vocab = logits.dim(1)?;
+        let draw_all = |values: &[f32]| -> Vec<Sampled> {
+            values
+                .par_chunks_exact(vocab)
+                .zip(&self.rows)
+                .map(|(logits, row)| {
+                    let draw = self.draw(row.request, row.sample, row.tokens.len());
+                    sample(logits, self.params, draw)
+                })
+                .collect()
+        };
+        let sampled = match cpu_slice(&logits) {
+            Ok(values) => draw_all(&values),
+            Err(_) => draw_all(&host(&logits)?),
+        };
+        for (row, sampled) in self.rows.iter_mut().zip(sampled) {
+            row.tokens.push(sampled.token);
+            row.logprobs.push(sampled.logprob);
+        }
+        Ok(())
+    }
+
+    fn logits(&self, hidden: &candle_core::Tensor) -> Result<Vec<Vec<f32>>> {
+        let logits = self.engine.decoder.logits(self.adapter, hidden)?;
+        let vocab = logits.dim(1)?;
+        Ok(host(&logits)?.chunks(vocab).map(<[f32]>::to_vec).collect())
+    }
+
+    fn draw(&self, request: usize, sample: usize, position: usize) -> Draw {
+        Draw {
+            seed: self.params.seed,
+            step: self.params.step,
+            prompt: self.requests[request].id,
+            sample: sample as u64,
+            position: position as u64,
+        }
+    }
+}
+
+/// A tensor's values in host memory as f32.
+fn host(tensor: &candle_core::Tensor) -> Result<Vec<f32>> {
+    Ok(tensor
+        .to_dtype(candle_core::DType::F32)?
+        .flatten_all()?
+        .to_vec1()?)
+}

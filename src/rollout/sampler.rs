@@ -1,0 +1,246 @@
+//! Drawing a token from a row of logits, with a random number fixed by a counter.
+
+use super::SamplingParams;
+use crate::ops::cpu;
+use crate::ops::head::inverse_temperature;
+use crate::ops::random::Stream;
+
+/// Where a draw stands in a run. It alone fixes the random number, whatever the scheduling.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    pub seed: u64,
+    pub step: u64,
+    /// [`super::Request::id`]
+    pub prompt: u64,
+    pub sample: u64,
+    /// Position in the completion.
+    pub position: u64,
+}
+
+impl Draw {
+    /// Uniform in [0, 1) with 53 bits. Steps, prompts, samples and positions beyond 2³² wrap.
+    pub fn uniform(self) -> f64 {
+        /// "rollout" in ASCII: keeps these draws apart from other users of the run's seed.
+        const ROLLOUT: u64 = 0x72_6f6c_6c6f_7574;
+        let stream = Stream {
+            seed: self.seed ^ ROLLOUT,
+            domain: self.step as u32,
+            index: self.prompt as u32,
+        };
+        stream.uniform_pair(self.sample << 32 | self.position)[0]
+    }
+}
+
+/// A drawn token and its log-probability under softmax(logits / temperature) over the whole
+/// vocabulary (temperature 1 when greedy).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprob: f32,
+}
+
+/// Draws a token from a row of logits `[vocab]`.
+///
+/// Filters apply in the order of transformers: temperature, top-k, top-p, min-p. Among equal logits
+/// the lowest id comes first.
+pub fn sample(logits: &[f32], params: &SamplingParams, draw: Draw) -> Sampled {
+    let greedy = params.temperature == 0.0;
+    let temperature = if greedy { 1.0 } else { params.temperature };
+    let inverse = inverse_temperature(f64::from(temperature));
+    let token = if greedy {
+        argmax(logits)
+    } else if params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0 {
+        invert(logits, inverse, draw.uniform())
+    } else {
+        filtered(logits, inverse, params, draw.uniform())
+    };
+    let scores = cpu::token_scores(logits, token, inverse);
+    Sampled {
+        token: token as u32,
+        logprob: scores.logprob,
+    }
+}
+
+fn argmax(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, value) in logits.iter().enumerate() {
+        if *value > logits[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+/// The token at which the cumulative probability passes `uniform`, in order of ids.
+fn invert(logits: &[f32], inverse: f32, uniform: f64) -> usize {
+    const BLOCK: usize = 256;
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut weights = [0.0f32; BLOCK];
+    let mut fill = |block: &[f32]| -> f64 {
+        cpu::exp_shifted(block, inverse, max * inverse, &mut weights[..block.len()]);
+        weights[..block.len()].iter().map(|&w| f64::from(w)).sum()
+    };
+    let sums: Vec<f64> = logits.chunks(BLOCK).map(&mut fill).collect();
+    let mut rest = uniform * sums.iter().sum::<f64>();
+    let mut last = 0;
+    for (index, (&sum, block)) in sums.iter().zip(logits.chunks(BLOCK)).enumerate() {
+        if rest >= sum {
+            rest -= sum;
+            continue;
+        }
+        fill(block);
+        for (offset, &weight) in weights[..block.len()].iter().enumerate() {
+            if weight > 0.0 {
+                last = index * BLOCK + offset;
+                if rest < f64::from(weight) {
+                    return last;
+                }
+            }
+            rest -= f64::from(weight);
+        }
+        return last;
+    }
+    // Rounding left a remainder past the end: the last token with any weight.
+    logits
+        .iter()
+        .rposition(|&l| (l - max) * inverse > -80.0)
+        .unwrap_or(last)
+}
+
+fn filtered(logits: &[f32], inverse: f32, params: &SamplingParams, uniform: f64) -> usize {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut kept: Vec<(f64, usize)> = logits
+        .iter()
+        .enumerate()
+        .map(|(id, &l)| (f64::from((l - max) * inverse).exp(), id))
+        .collect();
+    let descending = |a: &(f64, usize), b: &(f64, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if params.top_k > 0 && params.top_k < kept.len() {
+        kept.select_nth_unstable_by(params.top_k - 1, descending);
+        kept.truncate(params.top_k);
+    }
+    kept.sort_unstable_by(descending);
+    if params.top_p < 1.0 {
+        let total: f64 = kept.iter().map(|k| k.0).sum();
+        let mut mass = 0.0;
+        let enough = kept.iter().position(|k| {
+            mass += k.0;
+            mass >= f64::from(params.top_p) * total
+        });
+        kept.truncate(enough.map_or(kept.len(), |index| index + 1));
+    }
+    let floor = f64::from(params.min_p) * kept[0].0;
+    kept.retain(|k| k.0 >= floor);
+    let mut rest = uniform * kept.iter().map(|k| k.0).sum::<f64>();
+    for &(weight, id) in &kept {
+        if rest < weight {
+            return id;
+        }
+        rest -= weight;
+    }
+    kept[kept.len() - 1].1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> SamplingParams {
+        SamplingParams {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            max_tokens: 1,
+            stop: Vec::new(),
+            eos: Vec::new(),
+            seed: 7,
+            step: 0,
+        }
+    }
+
+    fn draw(position: u64) -> Draw {
+        Draw {
+            seed: 7,
+            step: 3,
+            prompt: 11,
+            sample: 2,
+            position,
+        }
+    }
+
+    /// Fractions of 40,000 draws against the probabilities they are drawn from.
+    fn check(params: &SamplingParams, logits: &[f32], expected: &[f64]) {
+        let n = 40_000;
+        let mut counts = vec![0.0; logits.len()];
+        for position in 0..n {
+            counts[sample(logits, params, draw(position)).token as usize] += 1.0 / n as f64;
+        }
+        for (id, (count, expected)) in counts.iter().zip(expected).enumerate() {
+            let error = (expected * (1.0 - expected) / n as f64).sqrt();
+            assert!(
+                (count - expected).abs() <= 4.5 * error,
+                "token {id}: {count} drawn, {expected} expected"
+            );
+        }
+    }
+
+    /// ln of 0.4, 0.1, 0.3, 0.2
+    const LOGITS: [f32; 4] = [-0.916_290_7, -2.302_585, -1.203_972_8, -1.609_437_9];
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        check(&params(1.0, 0, 1.0, 0.0), &LOGITS, &[0.4, 0.1, 0.3, 0.2]);
+        let squares = [0.16, 0.01, 0.09, 0.04].map(|p| p / 0.30);
+        check(&params(0.5, 0, 1.0, 0.0), &LOGITS, &squares);
+    }
+
+    #[test]
+    fn draws_follow_the_distribution_across_blocks() {
+        let logits: Vec<f32> = (0..1000)
+            .map(|i| if i % 250 == 249 { 0.0 } else { -30.0 })
+            .collect();
+        let expected: Vec<f64> = logits
+            .iter()
+            .map(|&l| if l == 0.0 { 0.25 } else { 0.0 })
+            .collect();
+        check(&params(1.0, 0, 1.0, 0.0), &logits, &expected);
+    }
+
+    #[test]
+    fn filters_cut_the_tail() {
+        let top2 = [4.0 / 7.0, 0.0, 3.0 / 7.0, 0.0];
+        check(&params(1.0, 2, 1.0, 0.0), &LOGITS, &top2);
+        check(&params(1.0, 0, 0.65, 0.0), &LOGITS, &top2);
+        check(&params(1.0, 0, 1.0, 0.6), &LOGITS, &top2);
+        check(&params(1.0, 1, 1.0, 0.0), &LOGITS, &[1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_and_reports_temperature_one() {
+        let got = sample(&[0.0, 1.0, 1.0], &params(0.0, 0, 1.0, 0.0), draw(0));
+        assert_eq!(got.token, 1);
+        let expected = 1.0 - (1.0 + 2.0 * std::f32::consts::E).ln();
+        assert!((got.logprob - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn every_word_of_the_counter_matters() {
+        let base = draw(5);
+        let others = [
+            Draw { seed: 8, ..base },
+            Draw { step: 4, ..base },
+            Draw { prompt: 12, ..base },
+            Draw { sample: 3, ..base },
+            Draw {
+                position: 6,
+                ..base
+            },
+        ];
+        for other in others {
+            assert_ne!(base.uniform(), other.uniform());
+        }
+        let mean: f64 = (0..10_000).map(|p| draw(p).uniform()).sum::<f64>() / 10_000.0;
+        assert!((mean - 0.5).abs() < 0.012, "mean of uniforms is {mean}");
+    }
+}
