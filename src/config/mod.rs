@@ -1,11 +1,13 @@
 //! The configuration file: sections with their defaults and checks.
 
+mod data;
 mod grpo;
 mod optim;
 mod sft;
 
 use std::fmt::Display;
 
+pub use data::{DataConfig, FieldMapping, OnBadRow};
 pub use grpo::{
     GrpoConfig, ImportanceSamplingLevel, ImportanceSamplingMode, LossType, ScaleRewards,
 };

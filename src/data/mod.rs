@@ -1,5 +1,12 @@
 //! Data sets, benchmarks, prompt templates, downloads.
 
+pub mod answers;
+pub mod dataset;
+pub mod parquet;
+pub mod rows;
+
+pub use dataset::{Dataset, LoadReport};
+
 /// One problem of a data set.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Problem {
