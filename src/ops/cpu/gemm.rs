@@ -1,0 +1,556 @@
+//! Products with packed weights in both directions, and the gradient of a weight.
+//!
+//! Every result is a sum of blocks of [`DEPTH`] terms, each block a chain of fused multiply-adds
+//! in order, the blocks added in order. Tiles, tasks and threads divide results only.
+
+use super::buffer::{Shared, with_scratch};
+use super::isa::Isa;
+use super::pack::{PackedMatrix, PanelElement, Storage};
+use super::par;
+use super::simd::LANES;
+use super::tile::{DEPTH, Lhs, Mode, Out, Rhs, group_width, product};
+use std::ops::Range;
+
+/// Most rows which a task takes at once: their part of a block of depth stays in the second-level
+/// cache while all panels pass.
+const ROW_BLOCK: usize = 512;
+/// Multiply-adds that make a task worth its own hand-out.
+const TASK: usize = 2_000_000;
+/// Row data, in floats, below which a task walks each panel to its end before the next one, which
+/// reads the weights as one stream.
+const SMALL: usize = 64 * 1024;
+
+impl PackedMatrix {
+    /// `y = x · Wᵀ (+ bias)` for `m` rows: x `[m, in]`, y `[m, out]`, bias `[out]`.
+    ///
+    /// # Panics
+    /// When a slice has the wrong length.
+    pub fn forward(&self, x: &[f32], m: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+        let isa = Isa::current();
+        assert_eq!(x.len(), m * self.in_features, "input of a linear layer");
+        assert_eq!(y.len(), m * self.out_features, "output of a linear layer");
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), self.out_features, "bias of a linear layer");
+        }
+        match &self.storage {
+            Storage::F32(panels) => self.forward_as(isa, panels, x, m, bias, y),
+            Storage::Bf16(panels) => self.forward_as(isa, panels, x, m, bias, y),
+            Storage::F16(panels) => self.forward_as(isa, panels, x, m, bias, y),
+        }
+    }
+
+    /// `dx (+)= g · W` for `m` rows: g `[m, out]`, dx `[m, in]`; added to dx if `accumulate`.
+    ///
+    /// # Panics
+    /// When a slice has the wrong length.
+    pub fn backward(&self, g: &[f32], m: usize, dx: &mut [f32], accumulate: bool) {
+        let isa = Isa::current();
+        assert_eq!(g.len(), m * self.out_features, "gradient of a linear layer");
+        assert_eq!(dx.len(), m * self.in_features, "gradient of an input");
+        match &self.storage {
+            Storage::F32(panels) => self.backward_as(isa, panels, g, m, dx, accumulate),
+            Storage::Bf16(panels) => self.backward_as(isa, panels, g, m, dx, accumulate),
+            Storage::F16(panels) => self.backward_as(isa, panels, g, m, dx, accumulate),
+        }
+    }
+
+    fn forward_as<E: PanelElement>(
+        &self,
+        isa: Isa,
+        panels: &[E],
+        x: &[f32],
+        m: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
+        let (n, k) = (self.out_features, self.in_features);
+        if k == 0 {
+            y.fill(0.0);
+        }
+        let y = Shared::new(y);
+        Plan::new(m, n, k).run(|rows, columns| {
+            // SAFETY: the plan gives every pair of row and column to one task.
+            unsafe {
+                forward_block(isa, panels, x, n, k, &y, rows.clone(), columns.clone());
+                if let Some(bias) = bias {
+                    for row in rows {
+                        let y = y.range(row * n + columns.start..row * n + columns.end);
+                        for (y, b) in y.iter_mut().zip(&bias[columns.clone()]) {
+                            *y += b;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn backward_as<E: PanelElement>(
+        &self,
+        isa: Isa,
+        panels: &[E],
+        g: &[f32],
+        m: usize,
+        dx: &mut [f32],
+        accumulate: bool,
+    ) {
+        let (n, k) = (self.out_features, self.in_features);
+        if n == 0 && !accumulate {
+            dx.fill(0.0);
+        }
+        let dx = Shared::new(dx);
+        Plan::new(m, k, n).run(|rows, columns| {
+            // SAFETY: the plan gives every pair of row and column to one task.
+            unsafe { backward_block(isa, panels, g, n, k, &dx, rows, columns, accumulate) };
+        });
+    }
+}
+
+/// How a product of `m` rows and `n` columns is divided into tasks.
+struct Plan {
+    m: usize,
+    n: usize,
+    row_blocks: usize,
+    column_blocks: usize,
+    threads: usize,
+}
+
+impl Plan {
+    fn new(m: usize, n: usize, depth: usize) -> Self {
+        let work = m * n * depth;
+        // A product of few rows waits for memory rather than for arithmetic.
+        let threads = par::threads_for(2 * work + 6 * n * depth);
+        let row_blocks = m.div_ceil(ROW_BLOCK);
+        let wanted = if threads == 1 {
+            1
+        } else {
+            (work / TASK).clamp(threads, 4 * threads)
+        };
+        let column_blocks = wanted
+            .div_ceil(row_blocks.max(1))
+            .min(n.div_ceil(LANES))
+            .max(1);
+        Self {
+            m,
+            n,
+            row_blocks,
+            column_blocks,
+            threads,
+        }
+    }
+
+    fn run(&self, task: impl Fn(Range<usize>, Range<usize>) + Sync) {
+        let panels = self.n.div_ceil(LANES);
+        par::run(self.row_blocks * self.column_blocks, self.threads, |i| {
+            let rows = par::piece(self.m, self.row_blocks, i / self.column_blocks);
+            let columns = par::piece(panels, self.column_blocks, i % self.column_blocks);
+            task(
+                rows,
+                columns.start * LANES..(columns.end * LANES).min(self.n),
+            );
+        });
+    }
+}
+
+/// The blocks of a reduction of `depth` terms: start, length, and what to do with the result.
+fn blocks(depth: usize, first: Mode) -> impl Iterator<Item = (usize, usize, Mode)> {
+    (0..depth).step_by(DEPTH).map(move |start| {
+        let mode = if start == 0 { first } else { Mode::Add };
+        (start, DEPTH.min(depth - start), mode)
+    })
+}
+
+/// # Safety
+/// No other thread uses these rows and columns of `y`.
+#[allow(clippy::too_many_arguments)]
+unsafe fn forward_block<E: PanelElement>(
+    isa: Isa,
+    panels: &[E],
+    x: &[f32],
+    n: usize,
+    k: usize,
+    y: &Shared,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) {
+    let width = group_width(isa, rows.len());
+    let widened = E::NARROW && rows.len() > 8;
+    let whole = rows.len() * k <= SMALL || widened;
+    let step =
+        |columns: Range<usize>, (start, depth, mode): (usize, usize, Mode), wide: &mut [f32]| {
+            let first = columns.start / LANES;
+            let lhs = Lhs {
+                start: x[rows.start * k + start..].as_ptr(),
+                row: k,
+                step: 1,
+            };
+            let out = Out {
+                start: y.at(rows.start * n + columns.start),
+                row: n,
+                mode,
+            };
+            let panel =
+                |index: usize| &panels[((first + index) * k + start) * LANES..][..depth * LANES];
+            // SAFETY: rows, columns and terms lie inside x, the panels and y; the caller promised
+            // that nobody else writes this part of y.
+            unsafe {
+                if widened {
+                    for index in 0..columns.len().div_ceil(LANES) {
+                        let wide = &mut wide[index * depth * LANES..][..depth * LANES];
+                        E::widen(isa, panel(index), wide);
+                    }
+                    let rhs = Rhs {
+                        start: wide.as_ptr(),
+                        panel: depth * LANES,
+                        step: LANES,
+                    };
+                    product(isa, rows.len(), columns.len(), depth, lhs, rhs, out);
+                } else {
+                    let rhs = Rhs {
+                        start: panel(0).as_ptr(),
+                        panel: k * LANES,
+                        step: LANES,
+                    };
+                    product(isa, rows.len(), columns.len(), depth, lhs, rhs, out);
+                }
+            }
+        };
+    if whole {
+        with_scratch(if widened { width * DEPTH } else { 0 }, |wide| {
+            for group in columns.clone().step_by(width) {
+                let group = group..(group + width).min(columns.end);
+                for block in blocks(k, Mode::Set) {
+                    step(group.clone(), block, wide);
+                }
+            }
+        });
+    } else {
+        for block in blocks(k, Mode::Set) {
+            step(columns.clone(), block, &mut []);
+        }
+    }
+}
+
+/// Panels are transposed into scratch memory, where they serve all rows of the task.
+///
+/// # Safety
+/// No other thread uses these rows and columns of `dx`.
+#[allow(clippy::too_many_arguments)]
+unsafe fn backward_block<E: PanelElement>(
+    isa: Isa,
+    panels: &[E],
+    g: &[f32],
+    n: usize,
+    k: usize,
+    dx: &Shared,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    accumulate: bool,
+) {
+    let first = if accumulate { Mode::Add } else { Mode::Set };
+    let width = group_width(isa, rows.len());
+    with_scratch(width * DEPTH, |turned| {
+        for (start, depth, mode) in blocks(n, first) {
+            let sources = depth.div_ceil(LANES);
+            let panel = sources * LANES * LANES;
+            for group in columns.clone().step_by(width) {
+                let group = group..(group + width).min(columns.end);
+                for (index, column) in group.clone().step_by(LANES).enumerate() {
+                    let inputs = LANES.min(k - column);
+                    for source in 0..sources {
+                        let from = ((start / LANES + source) * k + column) * LANES;
+                        let to = index * panel + source * LANES * LANES;
+                        E::transpose(
+                            isa,
+                            &panels[from..][..inputs * LANES],
+                            inputs,
+                            &mut turned[to..][..LANES * LANES],
+                        );
+                    }
+                }
+                // SAFETY: `turned` holds whole panels of `sources · 16` ≥ `depth` terms; rows and
+                // columns lie inside g and dx, and the caller promised that nobody else writes
+                // this part of dx.
+                unsafe {
+                    product(
+                        isa,
+                        rows.len(),
+                        group.len(),
+                        depth,
+                        Lhs {
+                            start: g[rows.start * n + start..].as_ptr(),
+                            row: n,
+                            step: 1,
+                        },
+                        Rhs {
+                            start: turned.as_ptr(),
+                            panel,
+                            step: LANES,
+                        },
+                        Out {
+                            start: dx.at(rows.start * k + group.start),
+                            row: k,
+                            mode,
+                        },
+                    );
+                }
+            }
+        }
+    });
+}
+
+/// Gradient of a weight: `dw[n, k] (+)= gᵀ · x` over rows in order, g `[t, n]`, x `[t, k]`;
+/// added to dw if `accumulate`.
+///
+/// # Panics
+/// When a slice has the wrong length.
+pub fn weight_gradient(g: &[f32], x: &[f32], n: usize, k: usize, dw: &mut [f32], accumulate: bool) {
+    let isa = Isa::current();
+    let t = if n == 0 { 0 } else { g.len() / n };
+    assert_eq!(g.len(), t * n, "gradient of a linear layer");
+    assert_eq!(x.len(), t * k, "input of a linear layer");
+    assert_eq!(dw.len(), n * k, "gradient of a weight");
+    if t == 0 && !accumulate {
+        dw.fill(0.0);
+    }
+    let first = if accumulate { Mode::Add } else { Mode::Set };
+    let dw = Shared::new(dw);
+    Plan::new(n, k, t).run(|rows, columns| {
+        let width = group_width(isa, rows.len());
+        // The factors are copied into compact blocks, since rows far apart in memory would evict
+        // each other from the first-level cache.
+        with_scratch(width * DEPTH + rows.len() * DEPTH, |scratch| {
+            let (right, left) = scratch.split_at_mut(width * DEPTH);
+            for (start, depth, mode) in blocks(t, first) {
+                for (i, left) in left.chunks_exact_mut(rows.len()).take(depth).enumerate() {
+                    let row = (start + i) * n;
+                    left.copy_from_slice(&g[row + rows.start..row + rows.end]);
+                }
+                for group in columns.clone().step_by(width) {
+                    let group = group..(group + width).min(columns.end);
+                    copy_panels(x, k, start..start + depth, group.clone(), right);
+                    // SAFETY: `left` holds `depth` rows, `right` whole panels of `depth` terms;
+                    // the plan gives this part of dw to one task.
+                    unsafe {
+                        product(
+                            isa,
+                            rows.len(),
+                            group.len(),
+                            depth,
+                            Lhs {
+                                start: left.as_ptr(),
+                                row: 1,
+                                step: rows.len(),
+                            },
+                            Rhs {
+                                start: right.as_ptr(),
+                                panel: depth * LANES,
+                                step: LANES,
+                            },
+                            Out {
+                                start: dw.at(rows.start * k + group.start),
+                                row: k,
+                                mode,
+                            },
+                        );
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// Copy rows × columns of the row-major `x` (rows of length `row`) into panels
+/// `[ceil(columns / 16)][rows][16]`, missing columns zero.
+pub(super) fn copy_panels(
+    x: &[f32],
+    row: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    panels: &mut [f32],
+) {
+    let depth = rows.len();
+    for (panel, column) in panels
+        .chunks_exact_mut(depth * LANES)
+        .zip(columns.clone().step_by(LANES))
+    {
+        let width = LANES.min(columns.end - column);
+        for (to, index) in panel.chunks_exact_mut(LANES).zip(rows.clone()) {
+            let from = &x[index * row + column..][..width];
+            to[..width].copy_from_slice(from);
+            to[width..].fill(0.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::Weight;
+    use half::{bf16, f16};
+
+    /// Values of both signs and many sizes, the same on every run.
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / 8_388_608.0 - 1.0
+            })
+            .collect()
+    }
+
+    fn assert_near(got: &[f32], want: &[f64], scale: f64) {
+        assert_eq!(got.len(), want.len());
+        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (f64::from(g) - w).abs() <= 1e-6 * scale * (1.0 + w.abs()),
+                "element {i}: {g} instead of {w}"
+            );
+        }
+    }
+
+    fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(f)
+    }
+
+    const SHAPES: [(usize, usize, usize); 9] = [
+        (1, 1, 1),
+        (1, 576, 200),
+        (2, 17, 193),
+        (5, 50, 3),
+        (9, 130, 385),
+        (13, 16, 192),
+        (37, 100, 400),
+        (70, 61, 577),
+        (515, 33, 30),
+    ];
+
+    #[test]
+    fn forward_and_backward_match_f64() {
+        for (m, n, k) in SHAPES {
+            let (w, x) = (noise(n * k, 1), noise(m * k, 2));
+            let (g, bias) = (noise(m * n, 3), noise(n, 4));
+            let packed = PackedMatrix::pack(&w, n, k);
+            assert_eq!(packed.unpack(), w);
+            let mut y = vec![f32::NAN; m * n];
+            packed.forward(&x, m, Some(&bias), &mut y);
+            let mut want = vec![0.0; m * n];
+            let mut want_dx = vec![0.0; m * k];
+            for i in 0..m {
+                for j in 0..n {
+                    want[i * n + j] = f64::from(bias[j]);
+                    for p in 0..k {
+                        want[i * n + j] += f64::from(x[i * k + p]) * f64::from(w[j * k + p]);
+                        want_dx[i * k + p] += f64::from(g[i * n + j]) * f64::from(w[j * k + p]);
+                    }
+                }
+            }
+            assert_near(&y, &want, 10.0);
+            let mut dx = vec![f32::NAN; m * k];
+            packed.backward(&g, m, &mut dx, false);
+            assert_near(&dx, &want_dx, 10.0);
+            packed.backward(&g, m, &mut dx, true);
+            for want in &mut want_dx {
+                *want *= 2.0;
+            }
+            assert_near(&dx, &want_dx, 10.0);
+        }
+    }
+
+    #[test]
+    fn weight_gradient_matches_f64() {
+        for (t, n, k) in SHAPES {
+            let (g, x) = (noise(t * n, 5), noise(t * k, 6));
+            let mut want = vec![0.0; n * k];
+            for row in 0..t {
+                for i in 0..n {
+                    for j in 0..k {
+                        want[i * k + j] += f64::from(g[row * n + i]) * f64::from(x[row * k + j]);
+                    }
+                }
+            }
+            let mut dw = vec![f32::NAN; n * k];
+            weight_gradient(&g, &x, n, k, &mut dw, false);
+            assert_near(&dw, &want, 10.0);
+            let once = dw.clone();
+            weight_gradient(&g, &x, n, k, &mut dw, true);
+            assert_near(&dw, &want.iter().map(|w| 2.0 * w).collect::<Vec<_>>(), 10.0);
+            for isa in Isa::available() {
+                let mut again = vec![0.0; n * k];
+                isa.with(|| weight_gradient(&g, &x, n, k, &mut again, false));
+                assert_eq!(again, once, "{isa:?}");
+                on_threads(3, || weight_gradient(&g, &x, n, k, &mut again, false));
+                assert_eq!(again, once);
+            }
+        }
+    }
+
+    fn bits_do_not_depend_on_the_company<T: Weight>(convert: impl Fn(f32) -> T) {
+        let (m, n, k) = (37, 300, 1000);
+        let w: Vec<T> = noise(n * k, 7).into_iter().map(convert).collect();
+        let (x, g) = (noise(m * k, 8), noise(m * n, 9));
+        let packed = PackedMatrix::pack(&w, n, k);
+        let wide: Vec<f32> = w.iter().map(|&w| w.to_f32()).collect();
+        assert_eq!(packed.unpack(), wide);
+        let reference = PackedMatrix::pack(&wide, n, k);
+        let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
+        reference.forward(&x, m, None, &mut y);
+        reference.backward(&g, m, &mut dx, false);
+        for isa in Isa::available() {
+            for rows in [1, 2, 3, 4, 5, 7, 8, 11, 37] {
+                let (mut part, mut dpart) = (vec![0.0; rows * n], vec![0.0; rows * k]);
+                isa.with(|| {
+                    packed.forward(&x[..rows * k], rows, None, &mut part);
+                    packed.backward(&g[..rows * n], rows, &mut dpart, false);
+                });
+                assert_eq!(part, y[..rows * n], "{isa:?}, {rows} rows");
+                assert_eq!(dpart, dx[..rows * k], "{isa:?}, {rows} rows");
+            }
+        }
+        for threads in [1, 2, 5] {
+            on_threads(threads, || {
+                let (mut y2, mut dx2) = (vec![0.0; m * n], vec![0.0; m * k]);
+                packed.forward(&x, m, None, &mut y2);
+                packed.backward(&g, m, &mut dx2, false);
+                assert_eq!((y2, dx2), (y.clone(), dx.clone()), "{threads} threads");
+            });
+        }
+    }
+
+    #[test]
+    fn f32_bits() {
+        bits_do_not_depend_on_the_company(|x| x);
+    }
+
+    #[test]
+    fn bf16_bits() {
+        bits_do_not_depend_on_the_company(bf16::from_f32);
+    }
+
+    #[test]
+    fn f16_bits() {
+        bits_do_not_depend_on_the_company(f16::from_f32);
+    }
+
+    #[test]
+    fn rows_can_be_read_and_replaced() {
+        let (n, k) = (35, 21);
+        let (w, v) = (noise(n * k, 10), noise(n * k, 11));
+        let mut packed = PackedMatrix::pack(&w, n, k);
+        let mut row = vec![0.0; k];
+        packed.row(34, &mut row);
+        assert_eq!(row, w[34 * k..]);
+        packed.repack_from(&v);
+        assert_eq!(packed.unpack(), v);
+        let narrow: Vec<bf16> = w.iter().map(|&x| bf16::from_f32(x)).collect();
+        let mut packed = PackedMatrix::pack(&narrow, n, k);
+        assert_eq!(packed.bytes(), 48 * k * 2);
+        packed.repack_from(&v);
+        packed.row(17, &mut row);
+        assert_eq!(row[3], bf16::from_f32(v[17 * k + 3]).to_f32());
+    }
+}

@@ -1,0 +1,71 @@
+//! When and how work is spread over the threads of the current rayon pool.
+//!
+//! Tasks own rows, columns or heads of a result; no reduction is ever split between them, so the
+//! number of threads cannot change a bit.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Floating-point operations below which waking another thread costs more than it brings.
+const WORTH_SHARING: usize = 1_500_000;
+
+/// Number of threads worth using for `flops` operations.
+pub(crate) fn threads_for(flops: usize) -> usize {
+    if flops < WORTH_SHARING {
+        1
+    } else {
+        rayon::current_num_threads()
+    }
+}
+
+/// Run tasks `0..tasks`, each once, in any order.
+pub(crate) fn run(tasks: usize, threads: usize, task: impl Fn(usize) + Sync) {
+    if threads <= 1 || tasks <= 1 {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|i| task(i));
+    }
+}
+
+/// Cut `0..count` into pieces for a row-wise kernel which spends `flops` on each and run them.
+pub(crate) fn run_rows(count: usize, flops: usize, task: impl Fn(Range<usize>) + Sync) {
+    let threads = threads_for(count * flops);
+    let pieces = if threads == 1 {
+        1
+    } else {
+        count.min(4 * threads)
+    };
+    run(pieces, threads, |i| task(piece(count, pieces, i)));
+}
+
+/// The `index`-th of `pieces` nearly equal parts of `0..count`.
+pub(crate) fn piece(count: usize, pieces: usize, index: usize) -> Range<usize> {
+    count * index / pieces..count * (index + 1) / pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn pieces_cover_everything_once() {
+        for (count, pieces) in [(0, 3), (1, 4), (17, 4), (64, 1)] {
+            let mut next = 0;
+            for i in 0..pieces {
+                let range = piece(count, pieces, i);
+                assert_eq!(range.start, next);
+                next = range.end;
+            }
+            assert_eq!(next, count);
+        }
+        let sum = AtomicUsize::new(0);
+        run_rows(1000, 10_000, |rows| {
+            sum.fetch_add(rows.sum::<usize>(), Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 499_500);
+    }
+}

@@ -1,0 +1,291 @@
+//! AVX2 and AVX-512 vectors.
+//!
+//! The values [`Avx2`] and [`Avx512`] are made only inside functions compiled for these features
+//! (see `dispatch!`), which is what makes the intrinsics below sound and lets them be inlined.
+
+use super::simd::{LANES, Simd};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The machine has AVX-512 F, BW, DQ and VL.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+// SAFETY of all blocks in this impl: `self` proves that the machine has AVX-512; pointers are
+// covered by the contract of the method.
+impl Simd for Avx512 {
+    type V = __m512;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(self, p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const half::bf16) -> __m512 {
+        unsafe {
+            let narrow = _mm256_loadu_si256(p.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const half::f16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+    }
+
+    #[inline(always)]
+    fn scale_exponent(self, p: __m512, t: __m512) -> __m512 {
+        unsafe {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [__m512; LANES]) {
+        unsafe {
+            // Pairs of rows, then quads, then 128-bit blocks twice.
+            let mut a = *rows;
+            for i in 0..8 {
+                a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            let pd = |v: __m512| _mm512_castps_pd(v);
+            let mut b = a;
+            for i in 0..4 {
+                let q = 4 * i;
+                b[q] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[q]), pd(a[q + 2])));
+                b[q + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[q]), pd(a[q + 2])));
+                b[q + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[q + 1]), pd(a[q + 3])));
+                b[q + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[q + 1]), pd(a[q + 3])));
+            }
+            for i in 0..4 {
+                // b[i], b[4 + i], b[8 + i], b[12 + i]: column 4·block + i of four rows each.
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[i], b[4 + i]);
+                let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[i], b[4 + i]);
+                let low2 = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[8 + i], b[12 + i]);
+                let high2 = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[8 + i], b[12 + i]);
+                rows[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low, low2);
+                rows[8 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, low2);
+                rows[4 + i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(high, high2);
+                rows[12 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Two registers are one vector of sixteen.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair(__m256, __m256);
+
+// SAFETY of all blocks in this impl: `self` proves that the machine has AVX2, FMA and F16C;
+// pointers are covered by the contract of the method.
+impl Simd for Avx2 {
+    type V = Pair;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        let v = unsafe { _mm256_set1_ps(x) };
+        Pair(v, v)
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(self, p: *const f32) -> Pair {
+        unsafe { Pair(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, p: *mut f32, v: Pair) {
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const half::bf16) -> Pair {
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
+            Pair(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const half::f16) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_fmadd_ps(a.0, b.0, c.0),
+                _mm256_fmadd_ps(a.1, b.1, c.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)),
+                _mm256_blendv_ps(no.1, yes.1, _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn scale_exponent(self, p: Pair, t: Pair) -> Pair {
+        unsafe {
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(t.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(t.1));
+            Pair(
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.0), low)),
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.1), high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [Pair; LANES]) {
+        let mut blocks = [[unsafe { _mm256_setzero_ps() }; 8]; 4];
+        for i in 0..8 {
+            blocks[0][i] = rows[i].0;
+            blocks[1][i] = rows[i].1;
+            blocks[2][i] = rows[8 + i].0;
+            blocks[3][i] = rows[8 + i].1;
+        }
+        for block in &mut blocks {
+            transpose8(self, block);
+        }
+        for i in 0..8 {
+            rows[i] = Pair(blocks[0][i], blocks[2][i]);
+            rows[8 + i] = Pair(blocks[1][i], blocks[3][i]);
+        }
+    }
+}
+
+/// An 8×8 block; `_s` proves that the machine has AVX2.
+#[inline(always)]
+fn transpose8(_s: Avx2, r: &mut [__m256; 8]) {
+    // SAFETY: see the parameter.
+    unsafe {
+        let mut a = *r;
+        for i in 0..4 {
+            a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        let mut b = a;
+        for i in 0..2 {
+            let q = 4 * i;
+            b[q] = _mm256_shuffle_ps::<0b01_00_01_00>(a[q], a[q + 2]);
+            b[q + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a[q], a[q + 2]);
+            b[q + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(a[q + 1], a[q + 3]);
+            b[q + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(a[q + 1], a[q + 3]);
+        }
+        for i in 0..4 {
+            r[i] = _mm256_permute2f128_ps::<0x20>(b[i], b[4 + i]);
+            r[4 + i] = _mm256_permute2f128_ps::<0x31>(b[i], b[4 + i]);
+        }
+    }
+}
