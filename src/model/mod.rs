@@ -27,4 +27,4 @@ pub use weights::{RawTensor, RawWeights, TensorInfo};
 pub use crate::adapter::{ModuleId, ModuleKind};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,7 +9,7 @@ use crate::ops::Backend;
 use crate::ops::random::Stream;
 
 /// Two layers with every dimension different, q/k/v bias, grouped queries.
-fn config(tie_word_embeddings: bool) -> ModelConfig {
+pub(crate) fn config(tie_word_embeddings: bool) -> ModelConfig {
     ModelConfig {
         arch: Arch::Qwen2,
         hidden_size: 24,
@@ -33,7 +33,7 @@ fn config(tie_word_embeddings: bool) -> ModelConfig {
     }
 }
 
-fn decoder(placement: Placement) -> Decoder {
+pub(crate) fn decoder(placement: Placement) -> Decoder {
     let config = config(true);
     let raw = random_weights(&config, 3);
     let weights = Weights::load(&config, &raw, &placement).expect("random weights load");
@@ -49,7 +49,7 @@ fn portable(dtype: DType) -> Placement {
 }
 
 /// Rank 2, two numbers a group of three modules, on random bases; v set to multiples of 2⁻⁶.
-fn adapter(decoder: &Decoder) -> Adapter {
+pub(crate) fn adapter(decoder: &Decoder) -> Adapter {
     let spec = AdapterSpec {
         u: 2,
         n_tie: 3,

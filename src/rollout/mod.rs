@@ -11,13 +11,13 @@ use crate::adapter::Adapter;
 /// How tokens are drawn. `temperature == 0` is greedy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    pub temperature: f32,
+    pub temperature: f64,
     /// Nucleus mass; `1.0` keeps everything.
-    pub top_p: f32,
+    pub top_p: f64,
     /// Number of tokens kept; `0` keeps all.
     pub top_k: usize,
     /// Keep tokens with probability ≥ `min_p` × the largest; `0.0` keeps all.
-    pub min_p: f32,
+    pub min_p: f64,
     pub max_tokens: usize,
     /// Strings that end a completion; the match and what follows are cut from the text.
     pub stop: Vec<String>,
@@ -48,7 +48,7 @@ pub enum FinishReason {
 }
 
 /// One sampled completion.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
     /// Sampled ids, the end-of-sequence id included.
     pub tokens: Vec<u32>,

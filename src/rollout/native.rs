@@ -340,3 +340,167 @@ fn host(tensor: &candle_core::Tensor) -> Result<Vec<f32>> {
         .flatten_all()?
         .to_vec1()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::model::{Batch as Packed, Placement, tests as fixtures};
+
+    /// Words `w0`, `w1`, … with id 0 as the end of a sequence.
+    fn tokenizer(vocab: usize) -> Tokenizer {
+        let words: serde_json::Map<String, serde_json::Value> =
+            (0..vocab).map(|id| (format!("w{id}"), id.into())).collect();
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "w1"},
+        });
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).expect("written");
+        Tokenizer::from_hf_dir(dir.path(), &fixtures::config(true)).expect("a tokenizer")
+    }
+
+    fn params() -> SamplingParams {
+        SamplingParams {
+            temperature: 0.7,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            max_tokens: 12,
+            stop: Vec::new(),
+            eos: vec![0, 5],
+            seed: 1,
+            step: 2,
+        }
+    }
+
+    fn requests() -> Vec<Request> {
+        let prompt = |id: u64, len: u32, n: usize| Request {
+            id,
+            prompt: (1..=len).collect(),
+            n,
+        };
+        vec![
+            prompt(7, 5, 4),
+            prompt(8, 1, 0),
+            prompt(9, 20, 3),
+            prompt(10, 2, 1),
+        ]
+    }
+
+    fn generate(max_batch_size: usize, params: &SamplingParams) -> Vec<Vec<Completion>> {
+        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+        let adapter = fixtures::adapter(&decoder);
+        let tokenizer = tokenizer(decoder.config.vocab_size);
+        let mut engine = NativeEngine::new(&decoder, &tokenizer, max_batch_size);
+        let mut finished = 0;
+        let all = engine
+            .generate(
+                Some(&adapter),
+                &requests(),
+                params,
+                &mut |_, _, _| {},
+                &mut |_, _, _| finished += 1,
+            )
+            .expect("completions");
+        assert_eq!(finished, 8);
+        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [4, 0, 3, 1]);
+        all
+    }
+
+    #[test]
+    fn completions_do_not_depend_on_the_batch_size() {
+        let alone = generate(1, &params());
+        assert_eq!(alone, generate(3, &params()));
+        assert_eq!(alone, generate(64, &params()));
+        let lengths: Vec<usize> = alone.iter().flatten().map(|c| c.tokens.len()).collect();
+        assert!(lengths.iter().any(|&l| l < 12), "none ended: {lengths:?}");
+        let next_step = SamplingParams {
+            step: 3,
+            ..params()
+        };
+        assert_ne!(alone, generate(64, &next_step));
+    }
+
+    #[test]
+    fn the_samplers_log_probabilities_are_those_of_the_scorer_to_the_bit() {
+        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+        let adapter = fixtures::adapter(&decoder);
+        for (request, completions) in requests().iter().zip(generate(64, &params())) {
+            if completions.is_empty() {
+                continue;
+            }
+            let tokens: Vec<&[u32]> = completions.iter().map(|c| &c.tokens[..]).collect();
+            let mut batch = Packed::default();
+            batch.push_group(&request.prompt, &tokens).expect("valid");
+            let scores = decoder.score(Some(&adapter), &batch, 0.7).expect("scores");
+            let sampled: Vec<f64> = completions
+                .iter()
+                .flat_map(|c| c.logprobs.iter().map(|&l| f64::from(l)))
+                .collect();
+            assert_eq!(scores.logprobs, sampled);
+        }
+    }
+
+    #[test]
+    fn completions_end_for_the_reason_they_say() {
+        for completion in generate(64, &params()).iter().flatten() {
+            let last = completion.tokens[completion.tokens.len() - 1];
+            let ended = [0, 5].contains(&last);
+            match completion.finish {
+                FinishReason::Eos => assert!(ended),
+                FinishReason::Length => assert!(!ended && completion.tokens.len() == 12),
+                FinishReason::Stop => panic!("no stop string was given"),
+            }
+            let before = &completion.tokens[..completion.tokens.len() - 1];
+            assert!(!before.iter().any(|t| [0, 5].contains(t)));
+        }
+        let stop = SamplingParams {
+            stop: vec!["w3".into()],
+            ..params()
+        };
+        let completions = generate(64, &stop);
+        let stopped: Vec<_> = completions
+            .iter()
+            .flatten()
+            .filter(|c| c.finish == FinishReason::Stop)
+            .collect();
+        assert!(!stopped.is_empty());
+        assert!(stopped.iter().all(|c| !c.text.contains("w3")));
+    }
+
+    #[test]
+    fn greedy_samples_of_a_prompt_are_equal() {
+        let greedy = SamplingParams {
+            temperature: 0.0,
+            ..params()
+        };
+        let completions = generate(2, &greedy);
+        assert!(completions[0].iter().all(|c| *c == completions[0][0]));
+    }
+
+    #[test]
+    fn a_token_outside_the_vocabulary_is_refused() {
+        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+        let tokenizer = tokenizer(decoder.config.vocab_size);
+        let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
+        let request = Request {
+            id: 0,
+            prompt: vec![1, 99],
+            n: 1,
+        };
+        let refused = engine
+            .generate(
+                None,
+                &[request],
+                &params(),
+                &mut |_, _, _| {},
+                &mut |_, _, _| {},
+            )
+            .expect_err("id 99 of 37");
+        assert!(refused.to_string().contains("99"), "{refused}");
+    }
+}
