@@ -384,38 +384,10 @@ pub(super) fn copy_panels(
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{assert_near, noise, on_threads};
     use super::*;
     use crate::ops::cpu::Weight;
     use half::{bf16, f16};
-
-    /// Values of both signs and many sizes, the same on every run.
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / 8_388_608.0 - 1.0
-            })
-            .collect()
-    }
-
-    fn assert_near(got: &[f32], want: &[f64], scale: f64) {
-        assert_eq!(got.len(), want.len());
-        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-            assert!(
-                (f64::from(g) - w).abs() <= 1e-6 * scale * (1.0 + w.abs()),
-                "element {i}: {g} instead of {w}"
-            );
-        }
-    }
-
-    fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap()
-            .install(f)
-    }
 
     const SHAPES: [(usize, usize, usize); 9] = [
         (1, 1, 1),

@@ -8,15 +8,25 @@
 mod buffer;
 mod gemm;
 mod isa;
+mod low_rank;
 mod naive;
 mod pack;
 mod par;
+mod rms_norm;
+mod rope;
 mod simd;
+mod swiglu;
+#[cfg(test)]
+mod testing;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use gemm::weight_gradient;
 pub use isa::Isa;
-pub use pack::{PackedMatrix, Weight};
+pub use low_rank::{low_rank_down, low_rank_up};
 pub use naive::*;
+pub use pack::{PackedMatrix, Weight};
+pub use rms_norm::{rms_norm, rms_norm_backward};
+pub use rope::{rope, rope_backward};
+pub use swiglu::{swiglu, swiglu_backward};
