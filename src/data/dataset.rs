@@ -107,21 +107,20 @@ impl Columns {
         }
     }
 
-    /// The usual names, each replaced by the user's where one is given.
-    pub fn with(mapping: &FieldMapping) -> Self {
-        let mut columns = Self::usual();
+    /// These names, each replaced by the user's where one is given.
+    pub fn mapped(mut self, mapping: &FieldMapping) -> Self {
         for (ours, theirs) in [
-            (&mut columns.problem, &mapping.problem),
-            (&mut columns.answer, &mapping.answer),
-            (&mut columns.solution, &mapping.solution),
-            (&mut columns.id, &mapping.id),
-            (&mut columns.level, &mapping.level),
+            (&mut self.problem, &mapping.problem),
+            (&mut self.answer, &mapping.answer),
+            (&mut self.solution, &mapping.solution),
+            (&mut self.id, &mapping.id),
+            (&mut self.level, &mapping.level),
         ] {
             if let Some(name) = theirs {
                 *ours = vec![name.clone()];
             }
         }
-        columns
+        self
     }
 
     /// Whether a root column is needed for any of the fields.
@@ -463,7 +462,7 @@ mod tests {
             ..FieldMapping::default()
         };
         let options = ReadOptions {
-            columns: Columns::with(&mapping),
+            columns: Columns::usual().mapped(&mapping),
             ..ReadOptions::default()
         };
         let dataset = read(

@@ -1,11 +1,19 @@
 //! Data sets, benchmarks, prompt templates, downloads.
 
 pub mod answers;
+pub mod benchmarks;
 pub mod dataset;
+pub mod hub;
 pub mod parquet;
 pub mod rows;
 
+use std::path::{Path, PathBuf};
+
+pub use benchmarks::{BENCHMARKS, Benchmark, BenchmarkOptions, Metric, benchmark};
 pub use dataset::{Dataset, LoadReport};
+
+use crate::config::DataConfig;
+use crate::{Error, Result};
 
 /// One problem of a data set.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -18,4 +26,49 @@ pub struct Problem {
     pub answer: String,
     /// The worked reference solution, where the data set has one (SFT needs it).
     pub solution: Option<String>,
+}
+
+/// The training problems of a configuration: a benchmark by name, else a file.
+///
+/// # Errors
+/// Neither a benchmark nor a file; no usable problem; a bad row, unless those are skipped.
+pub fn load(config: &DataConfig, quiet: bool) -> Result<Dataset> {
+    if let Some(benchmark) = benchmarks::find(&config.train) {
+        let options = BenchmarkOptions {
+            data_dir: config.data_dir.clone(),
+            limit: config.limit,
+            levels: config.levels.clone(),
+            fields: config.fields.clone(),
+            quiet,
+        };
+        return benchmark.load(&config.split, &options);
+    }
+    let path = PathBuf::from(&config.train);
+    if !path.exists() {
+        let looks_like_file = path.components().count() > 1 || path.extension().is_some();
+        return Err(if looks_like_file {
+            Error::data(format!("there is no data file {}", path.display()))
+        } else {
+            match benchmark(&config.train) {
+                Err(error) => error,
+                Ok(_) => Error::config(format!("there is no data file {}", path.display())),
+            }
+        });
+    }
+    let options = dataset::ReadOptions {
+        columns: dataset::Columns::usual().mapped(&config.fields),
+        on_bad_row: config.on_bad_row,
+        limit: config.limit,
+        levels: config.levels.clone(),
+        ..dataset::ReadOptions::default()
+    };
+    load_file(&path, &options)
+}
+
+/// The problems of one user file, named after it.
+pub fn load_file(path: &Path, options: &dataset::ReadOptions) -> Result<Dataset> {
+    let name = path
+        .file_stem()
+        .map_or_else(|| "data".to_string(), |s| s.to_string_lossy().into_owned());
+    dataset::read_files(&name, "all", &[path.to_path_buf()], options)
 }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::basic::{ConvertedType, Type as Physical};
+use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as ParquetRow};
@@ -129,37 +129,43 @@ fn check_readable(column: &Type) -> Result<(), String> {
     }
     use ConvertedType as C;
     let converted = column.get_basic_info().converted_type();
-    let known = match column.get_physical_type() {
-        Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE | Physical::INT96 => true,
-        Physical::INT32 => matches!(
-            converted,
-            C::NONE
-                | C::INT_8
-                | C::INT_16
-                | C::INT_32
-                | C::UINT_8
-                | C::UINT_16
-                | C::UINT_32
-                | C::DATE
-                | C::TIME_MILLIS
-                | C::DECIMAL
-        ),
-        Physical::INT64 => matches!(
-            converted,
-            C::NONE
-                | C::INT_64
-                | C::UINT_64
-                | C::TIME_MICROS
-                | C::TIMESTAMP_MILLIS
-                | C::TIMESTAMP_MICROS
-                | C::DECIMAL
-        ),
-        Physical::BYTE_ARRAY => matches!(
-            converted,
-            C::NONE | C::UTF8 | C::ENUM | C::JSON | C::BSON | C::DECIMAL
-        ),
-        Physical::FIXED_LEN_BYTE_ARRAY => matches!(converted, C::NONE | C::DECIMAL),
-    };
+    // Nanosecond times have no converted type and would pass as plain numbers.
+    let time = matches!(
+        column.get_basic_info().logical_type_ref(),
+        Some(LogicalType::Time(_) | LogicalType::Timestamp(_))
+    );
+    let known = !time
+        && match column.get_physical_type() {
+            Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE | Physical::INT96 => true,
+            Physical::INT32 => matches!(
+                converted,
+                C::NONE
+                    | C::INT_8
+                    | C::INT_16
+                    | C::INT_32
+                    | C::UINT_8
+                    | C::UINT_16
+                    | C::UINT_32
+                    | C::DATE
+                    | C::TIME_MILLIS
+                    | C::DECIMAL
+            ),
+            Physical::INT64 => matches!(
+                converted,
+                C::NONE
+                    | C::INT_64
+                    | C::UINT_64
+                    | C::TIME_MICROS
+                    | C::TIMESTAMP_MILLIS
+                    | C::TIMESTAMP_MICROS
+                    | C::DECIMAL
+            ),
+            Physical::BYTE_ARRAY => matches!(
+                converted,
+                C::NONE | C::UTF8 | C::ENUM | C::JSON | C::BSON | C::DECIMAL
+            ),
+            Physical::FIXED_LEN_BYTE_ARRAY => matches!(converted, C::NONE | C::DECIMAL),
+        };
     if known {
         Ok(())
     } else {
