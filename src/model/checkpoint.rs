@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{Dtype, ModelConfig, expected_tensors};
+use super::gguf;
 use super::random_init::RandomTensor;
 use super::safetensors_dir;
 use super::tokenizer::Tokenizer;
@@ -40,9 +41,23 @@ impl Checkpoint {
         let path = PathBuf::from(source);
         if path.is_dir() {
             Self::open_dir(source, &path, options)
+        } else if path.is_file() {
+            Self::open_gguf(source, &path)
         } else {
             Err(Error::data(format!("model {source}: no such directory")))
         }
+    }
+
+    fn open_gguf(source: &str, path: &Path) -> Result<Self> {
+        let (config, mut weights, tokenizer) = gguf::open(path)?;
+        weights.keep_expected(&config, source)?;
+        Ok(Self {
+            config,
+            weights,
+            tokenizer,
+            source: source.to_string(),
+            path: path.to_path_buf(),
+        })
     }
 
     fn open_dir(source: &str, dir: &Path, options: &OpenOptions) -> Result<Self> {

@@ -1,6 +1,9 @@
 //! From a checkpoint on disk to a decoder: configuration, weights, tokenizer, chat template.
 
 mod batch;
+mod byte_level;
+mod chat_date;
+mod chat_template;
 mod checkpoint;
 mod config;
 mod config_json;
@@ -11,16 +14,20 @@ mod kv_cache;
 mod model;
 mod random_init;
 mod safetensors_dir;
+mod text_stream;
 mod tokenizer;
+mod tokenizer_json;
 mod weights;
 
 pub use batch::{Batch, Coefficients};
+pub use chat_template::ChatMessage;
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub use config::{Arch, Dtype, ModelConfig, RopeConfig, RopeScaling, expected_tensors};
 pub use decoder::{Decoder, Keep, Tape};
 pub use decoder_weights::{Block, Placement, Weights};
 pub use kv_cache::{KvCache, SlotId};
 pub use model::{LoadOptions, Model};
+pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use weights::{RawTensor, RawWeights, TensorInfo};
 

@@ -1,45 +1,71 @@
-//! Text to token ids and back, special tokens, and pieces of text while tokens arrive.
+//! Text to token ids and back, special tokens, and the chat format of a checkpoint.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::byte_level::TokenBytes;
+use super::chat_template::{ChatMessage, ChatTemplate, SpecialTexts};
 use super::config::ModelConfig;
 use super::config_json::{read_bounded, read_json_object};
+use super::tokenizer_json;
 use crate::error::{Error, Result};
 
 /// Llama 3's tokenizer.json has 17 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// A tokenizer with what the checkpoint says about its special tokens.
+/// A tokenizer with what the checkpoint says about its special tokens and chat format.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    special: SpecialTokens,
     eos_ids: Vec<u32>,
-    bos_id: Option<u32>,
+    chat_template: Option<ChatTemplate>,
+    /// For byte-level tokenizers, which is nearly all of them.
+    token_bytes: Option<TokenBytes>,
+}
+
+/// The tokens a checkpoint names for a role.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct SpecialTokens {
+    pub eos: Option<u32>,
+    pub bos: Option<u32>,
+    pub pad: Option<u32>,
+    pub unk: Option<u32>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json` and
+    /// `chat_template.jinja`.
     pub fn from_hf_dir(dir: &Path, config: &ModelConfig) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES)?;
-        let inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| Error::file("parse", &path, e))?;
-        let config_path = dir.join("tokenizer_config.json");
-        let settings = match config_path.exists() {
-            true => read_json_object(&config_path)?,
+        let inner = tokenizer_json::parse(&bytes).map_err(|e| Error::file("parse", &path, e))?;
+        let settings_path = dir.join("tokenizer_config.json");
+        let settings = match settings_path.exists() {
+            true => read_json_object(&settings_path)?,
             false => Map::new(),
         };
-        let special = |key: &str| special_token(&settings, key).and_then(|t| inner.token_to_id(t));
-        let (eos, bos) = (special("eos_token"), special("bos_token"));
-        Self::new(inner, eos, bos, config, &path.display().to_string())
+        let id = |key: &str| special_token(&settings, key).and_then(|t| inner.token_to_id(t));
+        let special = SpecialTokens {
+            eos: id("eos_token"),
+            bos: id("bos_token"),
+            pad: id("pad_token"),
+            unk: id("unk_token"),
+        };
+        let template = read_chat_template(dir, &settings)?;
+        Self::new(
+            inner,
+            special,
+            template,
+            config,
+            &path.display().to_string(),
+        )
     }
 
-    /// `eos` and `bos` are the tokenizer's own; those of the configuration are added.
     pub(super) fn new(
         mut inner: tokenizers::Tokenizer,
-        eos: Option<u32>,
-        bos: Option<u32>,
+        special: SpecialTokens,
+        chat_template: Option<ChatTemplate>,
         config: &ModelConfig,
         origin: &str,
     ) -> Result<Self> {
@@ -56,18 +82,20 @@ impl Tokenizer {
             )));
         }
         let mut eos_ids = config.eos_token_ids.clone();
-        if let Some(id) = eos.filter(|id| !eos_ids.contains(id)) {
+        if let Some(id) = special.eos.filter(|id| !eos_ids.contains(id)) {
             eos_ids.push(id);
         }
         Ok(Self {
+            token_bytes: TokenBytes::new(&inner),
             inner,
+            special,
             eos_ids,
-            bos_id: bos.or(config.bos_token_id),
+            chat_template,
         })
     }
 
-    /// Ids of `text`. With `add_special`, what the tokenizer puts around a text by itself (Llama's
-    /// begin-of-text) is added; special tokens spelt out in `text` are recognised either way.
+    /// Ids of `text`. With `add_special`, what the tokenizer puts around a text by itself (Llama
+    /// 3's begin-of-text) is added; special tokens spelt out in `text` are recognised either way.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -76,7 +104,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of `ids`; unknown ids and broken UTF-8 become U+FFFD or nothing.
+    /// Text of `ids`; unknown ids give nothing, broken UTF-8 gives U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         self.inner.decode(ids, skip_special).unwrap_or_default()
     }
@@ -87,7 +115,12 @@ impl Tokenizer {
     }
 
     pub fn bos_id(&self) -> Option<u32> {
-        self.bos_id
+        self.special.bos
+    }
+
+    /// Id to fill rows with, where the checkpoint names one.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.special.pad
     }
 
     /// Number of ids, added tokens included; the model's vocabulary may be padded beyond it.
@@ -99,8 +132,79 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// The token as the vocabulary spells it (`Ġthe`, not ` the`).
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    /// The prompt text for `messages`, to be encoded without adding special tokens.
+    ///
+    /// # Errors
+    /// There is no template, or it refuses the messages.
+    pub fn apply_chat_template(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let Some(template) = &self.chat_template else {
+            return Err(Error::data(
+                "the checkpoint has no chat template (chat_template.jinja or \
+                 tokenizer_config.json): use a plain prompt, or an instruction-tuned checkpoint",
+            ));
+        };
+        let text = |id: Option<u32>| id.and_then(|id| self.id_to_token(id));
+        let special = SpecialTexts {
+            bos_token: text(self.special.bos),
+            eos_token: text(self.special.eos),
+            pad_token: text(self.special.pad),
+            unk_token: text(self.special.unk),
+        };
+        template.render(messages, add_generation_prompt, &special)
+    }
+
+    /// Bytes of one token (nothing for a special one if those are skipped); `None` when the
+    /// tokenizer is not byte-level, so that a token's text depends on its neighbours.
+    pub fn token_bytes(&self, id: u32, skip_special: bool) -> Option<&[u8]> {
+        let table = self.token_bytes.as_ref()?;
+        Some(table.get(id, skip_special))
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, if there is a template,
+    /// `chat_template.jinja` into `dir`, so that Hugging Face's tools read the same tokenizer.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let write = |name: &str, text: &str| {
+            let path = dir.join(name);
+            std::fs::write(&path, text).map_err(|e| Error::file("write", &path, e))
+        };
+        let json = self
+            .inner
+            .to_string(false)
+            .map_err(|e| Error::Internal(format!("cannot serialise the tokenizer: {e}")))?;
+        write("tokenizer.json", &json)?;
+        let mut settings = Map::new();
+        settings.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+        settings.insert("clean_up_tokenization_spaces".into(), false.into());
+        for (key, id) in [
+            ("bos_token", self.special.bos),
+            ("eos_token", self.special.eos),
+            ("pad_token", self.special.pad),
+            ("unk_token", self.special.unk),
+        ] {
+            if let Some(token) = id.and_then(|id| self.id_to_token(id)) {
+                settings.insert(key.into(), token.into());
+            }
+        }
+        if let Some(template) = &self.chat_template {
+            settings.insert("chat_template".into(), template.source().into());
+            write("chat_template.jinja", template.source())?;
+        }
+        let settings =
+            serde_json::to_string_pretty(&settings).map_err(|e| Error::Internal(e.to_string()))?;
+        write("tokenizer_config.json", &settings)
     }
 }
 
@@ -111,4 +215,24 @@ fn special_token<'a>(settings: &'a Map<String, Value>, key: &str) -> Option<&'a 
         Value::Object(token) => token.get("content")?.as_str(),
         _ => None,
     }
+}
+
+/// `chat_template.jinja` wins over the key in tokenizer_config.json, which is one template or a
+/// list of named ones.
+fn read_chat_template(dir: &Path, settings: &Map<String, Value>) -> Result<Option<ChatTemplate>> {
+    let path = dir.join("chat_template.jinja");
+    if path.exists() {
+        let bytes = read_bounded(&path, 1 << 20)?;
+        let source = String::from_utf8(bytes).map_err(|e| Error::file("read", &path, e))?;
+        return Ok(Some(ChatTemplate::new(source)));
+    }
+    let source = match settings.get("chat_template") {
+        Some(Value::String(source)) => Some(source.as_str()),
+        Some(Value::Array(named)) => named
+            .iter()
+            .find(|t| t.get("name").and_then(Value::as_str) == Some("default"))
+            .and_then(|t| t.get("template")?.as_str()),
+        _ => None,
+    };
+    Ok(source.map(|source| ChatTemplate::new(source.to_string())))
 }
