@@ -25,7 +25,12 @@ fn largest_difference(folder: &Path, name: &str, model: &str) -> f64 {
         let row: Row = serde_json::from_str(line).expect("a row");
         let encode = |text: &str| model.tokenizer.encode(text, false).expect("encoded");
         assert_eq!(encode(&row.prompt), row.prompt_ids, "{:?}", row.prompt);
-        assert_eq!(encode(&row.completion), row.completion_ids, "{:?}", row.completion);
+        assert_eq!(
+            encode(&row.completion),
+            row.completion_ids,
+            "{:?}",
+            row.completion
+        );
         let mut batch = Batch::default();
         batch
             .push_sequence(&row.prompt_ids, &row.completion_ids)

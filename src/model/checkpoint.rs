@@ -42,38 +42,49 @@ impl Checkpoint {
         if path.is_dir() {
             Self::open_dir(source, &path, options)
         } else if path.is_file() {
-            Self::open_gguf(source, &path)
+            Self::open_gguf(source, &path, options)
         } else {
             Err(Error::data(format!("model {source}: no such directory")))
         }
     }
 
-    fn open_gguf(source: &str, path: &Path) -> Result<Self> {
-        let (config, mut weights, tokenizer) = gguf::open(path)?;
+    fn open_gguf(source: &str, path: &Path, options: &OpenOptions) -> Result<Self> {
+        if options.random_init.is_some() {
+            return Err(Error::config(format!(
+                "model {source}: random weights need a directory with config.json"
+            )));
+        }
+        let (config, weights, tokenizer) = gguf::open(path)?;
+        Self::assemble(source, path, config, weights, tokenizer)
+    }
+
+    fn open_dir(source: &str, dir: &Path, options: &OpenOptions) -> Result<Self> {
+        let config = ModelConfig::from_hf_dir(dir)?;
+        let weights = match options.random_init {
+            Some(seed) if !safetensors_dir::has_weights(dir) => random_weights(&config, seed),
+            _ => safetensors_dir::open(dir)?,
+        };
+        let tokenizer = Tokenizer::from_hf_dir(dir, &config)?;
+        Self::assemble(source, dir, config, weights, tokenizer)
+    }
+
+    fn assemble(
+        source: &str,
+        path: &Path,
+        mut config: ModelConfig,
+        mut weights: RawWeights,
+        tokenizer: Tokenizer,
+    ) -> Result<Self> {
         weights.keep_expected(&config, source)?;
+        // What is stored counts, not what the configuration says is stored.
+        let matrix = weights.info("model.layers.0.self_attn.q_proj.weight");
+        config.dtype = matrix.map(|info| info.dtype);
         Ok(Self {
             config,
             weights,
             tokenizer,
             source: source.to_string(),
             path: path.to_path_buf(),
-        })
-    }
-
-    fn open_dir(source: &str, dir: &Path, options: &OpenOptions) -> Result<Self> {
-        let config = ModelConfig::from_hf_dir(dir)?;
-        let mut weights = match options.random_init {
-            Some(seed) if !safetensors_dir::has_weights(dir) => random_weights(&config, seed),
-            _ => safetensors_dir::open(dir)?,
-        };
-        weights.keep_expected(&config, source)?;
-        let tokenizer = Tokenizer::from_hf_dir(dir, &config)?;
-        Ok(Self {
-            config,
-            weights,
-            tokenizer,
-            source: source.to_string(),
-            path: dir.to_path_buf(),
         })
     }
 }
