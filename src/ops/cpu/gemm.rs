@@ -152,7 +152,7 @@ impl Plan {
 }
 
 /// The blocks of a reduction of `depth` terms: start, length, and what to do with the result.
-fn blocks(depth: usize, first: Mode) -> impl Iterator<Item = (usize, usize, Mode)> {
+pub(super) fn blocks(depth: usize, first: Mode) -> impl Iterator<Item = (usize, usize, Mode)> {
     (0..depth).step_by(DEPTH).map(move |start| {
         let mode = if start == 0 { first } else { Mode::Add };
         (start, DEPTH.min(depth - start), mode)
@@ -172,7 +172,7 @@ unsafe fn forward_block<E: PanelElement>(
     rows: Range<usize>,
     columns: Range<usize>,
 ) {
-    let width = group_width(isa, rows.len());
+    let width = group_width(isa, rows.len(), columns.len());
     let widened = E::NARROW && rows.len() > 8;
     let whole = rows.len() * k <= SMALL || widened;
     let step =
@@ -247,7 +247,7 @@ unsafe fn backward_block<E: PanelElement>(
     accumulate: bool,
 ) {
     let first = if accumulate { Mode::Add } else { Mode::Set };
-    let width = group_width(isa, rows.len());
+    let width = group_width(isa, rows.len(), columns.len());
     with_scratch(width * DEPTH, |turned| {
         for (start, depth, mode) in blocks(n, first) {
             let sources = depth.div_ceil(LANES);
@@ -315,7 +315,7 @@ pub fn weight_gradient(g: &[f32], x: &[f32], n: usize, k: usize, dw: &mut [f32],
     let first = if accumulate { Mode::Add } else { Mode::Set };
     let dw = Shared::new(dw);
     Plan::new(n, k, t).run(|rows, columns| {
-        let width = group_width(isa, rows.len());
+        let width = group_width(isa, rows.len(), columns.len());
         // The factors are copied into compact blocks, since rows far apart in memory would evict
         // each other from the first-level cache.
         with_scratch(width * DEPTH + rows.len() * DEPTH, |scratch| {

@@ -5,9 +5,11 @@
 //! over a row go through sixteen lanes by absolute index and one fixed tree, and `exp` is one
 //! polynomial everywhere.
 
+mod attention;
 mod buffer;
 mod gemm;
 mod isa;
+mod kv;
 mod low_rank;
 mod naive;
 mod pack;
@@ -22,8 +24,10 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use attention::attention_forward;
 pub use gemm::weight_gradient;
 pub use isa::Isa;
+pub use kv::KvStore;
 pub use low_rank::{low_rank_down, low_rank_up};
 pub use naive::*;
 pub use pack::{PackedMatrix, Weight};

@@ -173,9 +173,11 @@ unsafe fn tile_portable<E: Element, const M: usize, const N: usize>(t: &Tile<E>)
     unsafe { tile::<_, E, M, N>(super::simd::Portable, t) }
 }
 
-/// Most rows of a tile.
-fn max_rows(isa: Isa) -> usize {
+/// Most rows of a tile, for results of `panels` panels.
+fn max_rows(isa: Isa, panels: usize) -> usize {
     match isa {
+        // Six rows go with four panels, eight with three: the fewer panels are left over.
+        Isa::Avx512 if panels.is_multiple_of(4) && !panels.is_multiple_of(3) => 6,
         Isa::Avx512 => 8,
         Isa::Avx2 => 6,
         Isa::Portable => 4,
@@ -192,9 +194,9 @@ fn max_panels(isa: Isa, rows: usize) -> usize {
     }
 }
 
-/// Columns which [`product`] takes at once for a block of `rows` rows.
-pub(crate) fn group_width(isa: Isa, rows: usize) -> usize {
-    let tiles = rows.div_ceil(max_rows(isa)).max(1);
+/// Columns which [`product`] takes at once for a block of `rows` rows and `columns` columns.
+pub(crate) fn group_width(isa: Isa, rows: usize, columns: usize) -> usize {
+    let tiles = rows.div_ceil(max_rows(isa, columns.div_ceil(LANES))).max(1);
     max_panels(isa, rows.div_ceil(tiles).max(1)) * LANES
 }
 
@@ -246,10 +248,10 @@ pub(crate) unsafe fn product<E: Element>(
         return;
     }
     // Row tiles as equal as possible: 9 rows are 5 + 4, not 8 + 1.
-    let tiles = rows.div_ceil(max_rows(isa));
+    let panels = columns.div_ceil(LANES);
+    let tiles = rows.div_ceil(max_rows(isa, panels));
     let (small, larger) = (rows / tiles, rows % tiles);
     let tallest = small + usize::from(larger > 0);
-    let panels = columns.div_ceil(LANES);
     let mut panel = 0;
     while panel < panels {
         let most = (panels - panel).min(max_panels(isa, tallest));
