@@ -1,6 +1,10 @@
 //! Where the decoder's backward pass leaves the gradient of the trained parameters.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
+
+use super::full::{Places, not_trained};
 
 use crate::{Error, Result};
 
@@ -34,6 +38,8 @@ enum Sums {
     /// One row a sequence, `[sequences, parameters]` in f64. `offset` is added to the sequence
     /// numbers of the current micro-batch.
     PerSequence { rows: Vec<f64>, offset: usize },
+    /// f32 in the layout of the model's weights: `full`.
+    Weights { sum: Vec<f32>, places: Arc<Places> },
 }
 
 impl Gradients {
@@ -49,6 +55,31 @@ impl Gradients {
         Self {
             num_parameters,
             sums: Sums::PerSequence { rows, offset: 0 },
+        }
+    }
+
+    pub(super) fn of_weights(places: Arc<Places>, num_parameters: usize) -> Self {
+        Self {
+            num_parameters,
+            sums: Sums::Weights {
+                sum: vec![0.0; num_parameters],
+                places,
+            },
+        }
+    }
+
+    /// The sum that belongs to the weight called `name`.
+    pub(super) fn weight(&mut self, name: &str) -> Result<&mut [f32]> {
+        match &mut self.sums {
+            Sums::Weights { sum, places } => Ok(&mut sum[places.range(name)?]),
+            _ => Err(not_trained(name)),
+        }
+    }
+
+    pub(super) fn places(&self) -> Result<&Places> {
+        match &self.sums {
+            Sums::Weights { places, .. } => Ok(places),
+            _ => Err(not_trained("the weights of the model")),
         }
     }
 
@@ -68,6 +99,7 @@ impl Gradients {
     pub fn sum(&self) -> Vec<f64> {
         match &self.sums {
             Sums::Total(sum) => sum.clone(),
+            Sums::Weights { sum, .. } => sum.iter().map(|&x| f64::from(x)).collect(),
             Sums::PerSequence { rows, .. } => {
                 let mut sum = vec![0.0; self.num_parameters];
                 for row in rows.chunks_exact(self.num_parameters) {
@@ -90,6 +122,7 @@ impl Gradients {
     pub fn clear(&mut self) {
         match &mut self.sums {
             Sums::Total(sum) => sum.fill(0.0),
+            Sums::Weights { sum, .. } => sum.fill(0.0),
             Sums::PerSequence { rows, offset } => {
                 rows.fill(0.0);
                 *offset = 0;
@@ -114,6 +147,7 @@ impl Gradients {
         }
         let (xa, gb) = (host(xa)?, host(gb)?);
         match &mut self.sums {
+            Sums::Weights { .. } => Err(missing("sums of its own kind")),
             Sums::Total(sum) => {
                 let mut dm = vec![0.0; r * r];
                 for (x, g) in xa.chunks_exact(r).zip(gb.chunks_exact(r)) {

@@ -26,6 +26,7 @@ pub use svd::{LinearMap, SVD_VERSION, Svd, decompose_all, truncated_svd};
 pub use tying::Tying;
 
 use crate::{Error, Result};
+use full::Full;
 use lora_xs::LoraXs;
 use tinylora::TinyLora;
 
@@ -69,6 +70,7 @@ pub struct Adapter {
 enum Core {
     TinyLora(TinyLora),
     LoraXs(LoraXs),
+    Full(Box<Full>),
 }
 
 impl Adapter {
@@ -180,6 +182,7 @@ impl Adapter {
     /// the count is wrong. The adapter is unchanged then.
     pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
         let expected = match &self.core {
+            Core::Full(full) => full.num_parameters(),
             Core::TinyLora(_) => self.tying.num_groups * self.spec.u,
             Core::LoraXs(_) => self.tying.modules.len() * self.spec.r * self.spec.r,
         };
@@ -199,7 +202,10 @@ impl Adapter {
                 parameters[i]
             )));
         }
-        self.rebuild_cores(&rounded)?;
+        match &mut self.core {
+            Core::Full(full) => full.set(&rounded)?,
+            _ => self.rebuild_cores(&rounded)?,
+        }
         self.master = parameters.to_vec();
         Ok(())
     }
@@ -214,6 +220,7 @@ impl Adapter {
             .flat_map(|slot| match &self.core {
                 Core::TinyLora(core) => core.core(slot, rounded),
                 Core::LoraXs(core) => core.core(slot, rounded),
+                Core::Full(_) => Vec::new(),
             })
             .collect();
         let all = Tensor::from_vec(cores, (n, r, r), &Device::Cpu)?
@@ -242,7 +249,10 @@ impl Adapter {
 
     /// Zeroed sums of this adapter's gradient.
     pub fn gradients(&self) -> Gradients {
-        Gradients::total(self.num_parameters())
+        match &self.core {
+            Core::Full(full) => full.gradients(),
+            _ => Gradients::total(self.num_parameters()),
+        }
     }
 
     /// Zeroed gradients, one row a sequence. Micro-batches must not share prompts then.
@@ -264,12 +274,16 @@ impl Adapter {
         row_sequences: &[u32],
         gradients: &mut Gradients,
     ) -> Result<()> {
+        if self.trains_weights() {
+            return gradients.add_linear(id, lin);
+        }
         let Some(slot) = self.slot(id) else {
             return Ok(());
         };
         gradients.add_core(lin, row_sequences, |dm, sum| match &self.core {
             Core::TinyLora(core) => core.add_gradient(slot, dm, sum),
             Core::LoraXs(core) => core.add_gradient(slot, dm, sum),
+            Core::Full(_) => {}
         })
     }
 }

@@ -7,7 +7,9 @@
 use candle_core::Tensor;
 
 use super::config::ModelConfig;
-use super::decoder_weights::{Block, Placement, Weights};
+use super::decoder_weights::{
+    Block, NORM, Placement, Weights, input_norm_name, post_attention_norm_name,
+};
 use super::kv_cache::{KvCache, heads};
 use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
 use crate::ops::attention::{self, Heads, KvLayer};
@@ -184,7 +186,7 @@ impl Decoder {
             full,
         )?;
         if let Some(dnorm) = dnorm {
-            gradients.add_weight("model.norm.weight", &dnorm)?;
+            gradients.add_weight(NORM, &dnorm)?;
         }
         let lowest = adapter.lowest_layer();
         for (layer, kept) in tape.blocks.into_iter().enumerate().rev() {
@@ -202,7 +204,7 @@ impl Decoder {
             g = pass.block_backward(layer, kept, g, layout, row_sequences, adapter, gradients)?;
         }
         if full {
-            gradients.add_rows("model.embed_tokens.weight", &tape.tokens, &g)?;
+            gradients.add_embedding(&tape.tokens, &g)?;
         }
         Ok(())
     }
@@ -363,13 +365,9 @@ impl Pass<'_> {
         let dnormed = ((dq + dk)? + back(ModuleKind::V, &kept.normed, &dv)?)?;
         let (dx, dinput) = self.norm_backward(block, Norm::Input, &kept.x, &dnormed)?;
 
-        for (norm, dweight) in [
-            ("post_attention_layernorm", dpost),
-            ("input_layernorm", dinput),
-        ] {
-            if let Some(dweight) = dweight {
-                gradients.add_weight(&format!("model.layers.{layer}.{norm}.weight"), &dweight)?;
-            }
+        if let (Some(dpost), Some(dinput)) = (dpost, dinput) {
+            gradients.add_weight(&post_attention_norm_name(layer), &dpost)?;
+            gradients.add_weight(&input_norm_name(layer), &dinput)?;
         }
         Ok((g + dx)?)
     }

@@ -11,6 +11,51 @@ use crate::ops::cpu::PackedMatrix;
 use crate::ops::linear::{Linear, Matrix};
 use crate::{Error, Result};
 
+/// Hugging Face's names of the weights outside of the blocks.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const NORM: &str = "model.norm.weight";
+pub const HEAD: &str = "lm_head.weight";
+
+/// Hugging Face's name of the norm before the attention of a block.
+pub fn input_norm_name(layer: usize) -> String {
+    format!("model.layers.{layer}.input_layernorm.weight")
+}
+
+/// Hugging Face's name of the norm before the feed-forward part of a block.
+pub fn post_attention_norm_name(layer: usize) -> String {
+    format!("model.layers.{layer}.post_attention_layernorm.weight")
+}
+
+/// One weight of a model: `[out, in]` or a norm or bias `[n]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Weight<'a> {
+    Matrix(&'a Matrix),
+    Vector(&'a Tensor),
+}
+
+impl Weight<'_> {
+    /// `[out, in]` or `[n]`
+    pub fn shape(&self) -> Result<Vec<usize>> {
+        match self {
+            Self::Matrix(matrix) => matrix.dims().map(|(out, input)| vec![out, input]),
+            Self::Vector(vector) => Ok(vector.dims().to_vec()),
+        }
+    }
+
+    /// The values row-major in f32.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Matrix(matrix) => matrix.to_f32(),
+            Self::Vector(vector) => Ok(vector.to_dtype(DType::F32)?.to_vec1()?),
+        }
+    }
+}
+
+fn replace_vector(vector: &mut Tensor, values: &[f32]) -> Result<()> {
+    *vector = Tensor::new(values, vector.device())?.to_dtype(vector.dtype())?;
+    Ok(())
+}
+
 /// How and where weights are held.
 #[derive(Debug, Clone)]
 pub struct Placement {
@@ -67,10 +112,9 @@ impl Weights {
         let blocks = (0..config.num_hidden_layers)
             .into_par_iter()
             .map(|layer| {
-                let norm = |name: &str| vector(&format!("model.layers.{layer}.{name}.weight"));
                 Ok(Block {
-                    input_norm: norm("input_layernorm")?,
-                    post_attention_norm: norm("post_attention_layernorm")?,
+                    input_norm: vector(&input_norm_name(layer))?,
+                    post_attention_norm: vector(&post_attention_norm_name(layer))?,
                     linears: ModuleKind::ALL
                         .into_iter()
                         .map(|kind| linear(ModuleId::new(layer, kind)))
@@ -79,15 +123,72 @@ impl Weights {
             })
             .collect::<Result<_>>()?;
         Ok(Self {
-            embedding: placement.matrix(raw, "model.embed_tokens.weight")?,
+            embedding: placement.matrix(raw, EMBEDDING)?,
             blocks,
-            norm: vector("model.norm.weight")?,
+            norm: vector(NORM)?,
             head: if config.tie_word_embeddings {
                 None
             } else {
-                Some(placement.matrix(raw, "lm_head.weight")?)
+                Some(placement.matrix(raw, HEAD)?)
             },
         })
+    }
+
+    /// Every weight with Hugging Face's name, in a fixed order.
+    pub fn named(&self) -> Vec<(String, Weight<'_>)> {
+        let mut named = vec![(EMBEDDING.to_owned(), Weight::Matrix(&self.embedding))];
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (input, post) = (&block.input_norm, &block.post_attention_norm);
+            named.push((input_norm_name(layer), Weight::Vector(input)));
+            named.push((post_attention_norm_name(layer), Weight::Vector(post)));
+            for (kind, linear) in ModuleKind::ALL.into_iter().zip(&block.linears) {
+                let id = ModuleId::new(layer, kind);
+                named.push((format!("{id}.weight"), Weight::Matrix(&linear.weight)));
+                if let Some(bias) = &linear.bias {
+                    named.push((format!("{id}.bias"), Weight::Vector(bias)));
+                }
+            }
+        }
+        named.push((NORM.to_owned(), Weight::Vector(&self.norm)));
+        if let Some(head) = &self.head {
+            named.push((HEAD.to_owned(), Weight::Matrix(head)));
+        }
+        named
+    }
+
+    /// A copy whose packed matrices are f32, for training.
+    pub fn widened(&self) -> Result<Self> {
+        let mut copy = self.clone();
+        copy.embedding = self.embedding.widened()?;
+        for block in &mut copy.blocks {
+            for linear in &mut block.linears {
+                linear.weight = linear.weight.widened()?;
+            }
+        }
+        copy.head = self.head.as_ref().map(Matrix::widened).transpose()?;
+        Ok(copy)
+    }
+
+    /// Replaces every weight by `values(name)`, row-major, in the order of [`Self::named`].
+    pub fn replace<'a>(&mut self, mut values: impl FnMut(&str) -> Result<&'a [f32]>) -> Result<()> {
+        self.embedding.replace(values(EMBEDDING)?)?;
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            replace_vector(&mut block.input_norm, values(&input_norm_name(layer))?)?;
+            let post = &mut block.post_attention_norm;
+            replace_vector(post, values(&post_attention_norm_name(layer))?)?;
+            for (kind, linear) in ModuleKind::ALL.into_iter().zip(&mut block.linears) {
+                let id = ModuleId::new(layer, kind);
+                linear.weight.replace(values(&format!("{id}.weight"))?)?;
+                if let Some(bias) = &mut linear.bias {
+                    replace_vector(bias, values(&format!("{id}.bias"))?)?;
+                }
+            }
+        }
+        replace_vector(&mut self.norm, values(NORM)?)?;
+        if let Some(head) = &mut self.head {
+            head.replace(values(HEAD)?)?;
+        }
+        Ok(())
     }
 
     /// The output head: its own matrix or the embedding.

@@ -24,7 +24,7 @@ pub use chat_template::ChatMessage;
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub use config::{Arch, Dtype, ModelConfig, RopeConfig, RopeScaling, expected_tensors};
 pub use decoder::{Decoder, Keep, Tape};
-pub use decoder_weights::{Block, Placement, Weights};
+pub use decoder_weights::{Block, EMBEDDING, HEAD, Placement, Weight, Weights};
 pub use kv_cache::{KvCache, SlotId};
 pub use model::{LoadOptions, Model};
 pub use text_stream::TextStream;

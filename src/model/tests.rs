@@ -4,7 +4,9 @@ use candle_core::{DType, Device};
 
 use super::checkpoint::random_weights;
 use super::*;
-use crate::adapter::{Adapter, AdapterSpec, BaseModel, Gradients, StoredDtype, Svd, Tying};
+use crate::adapter::{
+    Adapter, AdapterKind, AdapterSpec, BaseModel, Gradients, StoredDtype, Svd, Tying,
+};
 use crate::ops::Backend;
 use crate::ops::random::Stream;
 
@@ -34,7 +36,10 @@ pub(crate) fn config(tie_word_embeddings: bool) -> ModelConfig {
 }
 
 pub(crate) fn decoder(placement: Placement) -> Decoder {
-    let config = config(true);
+    decoder_of(config(true), placement)
+}
+
+fn decoder_of(config: ModelConfig, placement: Placement) -> Decoder {
     let raw = random_weights(&config, 3);
     let weights = Weights::load(&config, &raw, &placement).expect("random weights load");
     Decoder::new(config, weights, placement)
@@ -265,4 +270,49 @@ fn on_the_cpu_a_token_has_the_same_bits_alone_and_in_a_batch() {
         }
     }
     assert_eq!(whole.logprobs, alone);
+}
+
+fn full(decoder: &Decoder) -> Adapter {
+    let spec = AdapterSpec {
+        kind: AdapterKind::Full,
+        ..AdapterSpec::default()
+    };
+    let base = BaseModel {
+        name: "test".into(),
+        hash: "test".into(),
+        num_layers: decoder.config.num_hidden_layers,
+    };
+    Adapter::full(&spec, base, &decoder.weights).expect("adapter")
+}
+
+/// Every 41st weight and some of each norm and bias; the head tied and not.
+#[test]
+fn gradient_of_the_weights_is_that_of_finite_differences() {
+    for tied in [true, false] {
+        let decoder = decoder_of(config(tied), portable(DType::F64));
+        let batch = grouped();
+        let mut adapter = full(&decoder);
+        let all = gradient(&decoder, &adapter, &batch, Keep::Inputs).sum();
+        let start = adapter.parameters().to_vec();
+        let chosen: Vec<usize> = (0..start.len()).step_by(41).collect();
+        let got: Vec<f64> = chosen.iter().map(|&i| all[i]).collect();
+        let step = 2f32.powi(-10);
+        let expected: Vec<f64> = chosen
+            .iter()
+            .map(|&i| {
+                let mut at = |shift: f32| {
+                    let mut moved = start.clone();
+                    moved[i] += shift;
+                    adapter.set_parameters(&moved).expect("finite");
+                    (loss(&decoder, &adapter, &batch), f64::from(moved[i]))
+                };
+                let ((above, high), (below, low)) = (at(step), at(-step));
+                (above - below) / (high - low)
+            })
+            .collect();
+        assert_close(&got, &expected, 1e-3);
+        let fast = decoder_of(config(tied), Placement::cpu(DType::F32));
+        let on_cpu = gradient(&fast, &full(&fast), &batch, Keep::Inputs).sum();
+        assert_close(&on_cpu, &all, 1e-4);
+    }
 }

@@ -82,6 +82,28 @@ impl Matrix {
         }
     }
 
+    /// The same matrix, packed ones in f32.
+    pub fn widened(&self) -> Result<Self> {
+        match self {
+            Self::Packed(w) => {
+                let (out, input) = (w.out_features(), w.in_features());
+                Ok(Self::Packed(PackedMatrix::pack(&w.unpack(), out, input)))
+            }
+            Self::Dense(w) => Ok(Self::Dense(w.copy()?)),
+        }
+    }
+
+    /// Replaces the weight by `values`, row-major `out × in`, rounded to the stored dtype.
+    pub fn replace(&mut self, values: &[f32]) -> Result<()> {
+        match self {
+            Self::Packed(w) => w.repack_from(values),
+            Self::Dense(w) => {
+                *w = Tensor::from_slice(values, w.shape(), w.device())?.to_dtype(w.dtype())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The weight row-major in f32, `out × in` values.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self {
