@@ -1,1 +1,8 @@
+//! Group-relative policy optimization: advantages, losses, trainer.
 
+pub mod advantages;
+pub mod importance;
+pub mod loss;
+
+#[cfg(test)]
+mod fixture;
