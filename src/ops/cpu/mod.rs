@@ -6,6 +6,7 @@
 //! polynomial everywhere.
 
 mod attention;
+mod attention_backward;
 mod buffer;
 mod gemm;
 mod isa;
@@ -25,6 +26,7 @@ mod tile;
 mod x86;
 
 pub use attention::attention_forward;
+pub use attention_backward::attention_backward;
 pub use gemm::weight_gradient;
 pub use isa::Isa;
 pub use kv::KvStore;

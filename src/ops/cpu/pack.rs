@@ -204,6 +204,45 @@ fn transpose_generic<S: Simd, E: Element>(s: S, from: &[E], inputs: usize, to: &
     }
 }
 
+/// Rows of `stride` floats, of which the first `k` count, into panels `[ceil(n / 16)][k][16]`;
+/// missing rows become zero lanes.
+#[inline(always)]
+fn pack_rows_generic<S: Simd>(
+    s: S,
+    rows: &[f32],
+    stride: usize,
+    n: usize,
+    k: usize,
+    panels: &mut [f32],
+) {
+    let whole = k / LANES * LANES;
+    for (index, panel) in panels.chunks_exact_mut(k * LANES).enumerate() {
+        let first = index * LANES;
+        let count = LANES.min(n - first);
+        let rows = &rows[first * stride..(first + count - 1) * stride + k];
+        for column in (0..whole).step_by(LANES) {
+            let mut block = [s.zero(); LANES];
+            for (i, row) in block.iter_mut().enumerate().take(count) {
+                // SAFETY: i·stride + column + 16 ≤ (count − 1)·stride + k = rows.len().
+                *row = unsafe { s.load_ptr(rows.as_ptr().add(i * stride + column)) };
+            }
+            s.transpose(&mut block);
+            let to = &mut panel[column * LANES..(column + LANES) * LANES];
+            for (to, v) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(&block) {
+                s.store(to, *v);
+            }
+        }
+        let rest = panel[whole * LANES..].chunks_exact_mut(LANES);
+        for (column, lanes) in (whole..k).zip(rest) {
+            lanes.fill(0.0);
+            for (lane, x) in lanes.iter_mut().zip(rows[column..].iter().step_by(stride)) {
+                *lane = *x;
+            }
+        }
+    }
+}
+
+dispatch! { pub(super) fn pack_rows(rows: &[f32], stride: usize, n: usize, k: usize, panels: &mut [f32]) = pack_rows_generic }
 dispatch! { fn widen_f32(from: &[f32], to: &mut [f32]) = widen_generic }
 dispatch! { fn widen_bf16(from: &[bf16], to: &mut [f32]) = widen_generic }
 dispatch! { fn widen_f16(from: &[f16], to: &mut [f32]) = widen_generic }
