@@ -6,6 +6,7 @@ use super::config::{Dtype, ModelConfig, expected_tensors};
 use super::gguf;
 use super::random_init::RandomTensor;
 use super::safetensors_dir;
+use super::source;
 use super::tokenizer::Tokenizer;
 use super::weights::{Entry, Location, RawWeights};
 use crate::error::{Error, Result};
@@ -32,19 +33,18 @@ pub struct OpenOptions {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face directory.
+    /// Opens a Hugging Face directory, a `.gguf` file, or a hub id (`owner/name[@revision]`), which
+    /// is downloaded unless the hub cache has it.
     ///
     /// # Errors
     /// A clear refusal (exit code 3) when anything is missing, unknown, or not what the
     /// configuration says.
     pub fn open(source: &str, options: &OpenOptions) -> Result<Self> {
-        let path = PathBuf::from(source);
+        let path = source::resolve(source, options.quiet)?;
         if path.is_dir() {
             Self::open_dir(source, &path, options)
-        } else if path.is_file() {
-            Self::open_gguf(source, &path, options)
         } else {
-            Err(Error::data(format!("model {source}: no such directory")))
+            Self::open_gguf(source, &path, options)
         }
     }
 

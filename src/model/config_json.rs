@@ -218,6 +218,9 @@ fn refuse_unsupported(fields: &Fields, arch: Arch) -> Result<()> {
     if fields.bool("mlp_bias")? == Some(true) {
         return fields.refuse("mlp_bias = true is not supported".to_string());
     }
+    if fields.bool("rope_interleaved")? == Some(true) {
+        return fields.refuse("rope_interleaved = true is not supported".to_string());
+    }
     match (arch, fields.bool("attention_bias")?) {
         (Arch::Llama, Some(true)) => {
             return fields.refuse("attention_bias = true is not supported for llama".to_string());

@@ -1,0 +1,10 @@
+//! Opening checkpoints: what is read exactly, and what is refused clearly.
+
+mod chat;
+mod config;
+mod gguf;
+mod hostile;
+mod hub;
+mod support;
+mod tokenizer;
+mod weights;
