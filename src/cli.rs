@@ -1,8 +1,101 @@
 //! Command line arguments and their dispatch to [`crate::commands`].
 
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{DeviceSpec, WeightDtype};
+use crate::reward::Grader;
+use crate::{Error, commands};
+
+/// Teach a language model to reason with a handful of numbers: TinyLoRA + GRPO.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: GlobalArgs,
+}
+
+/// Flags every command takes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct GlobalArgs {
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
+    /// Number format of the frozen weights in memory: auto, f32, bf16 or f16
+    #[arg(long, global = true, value_name = "DTYPE")]
+    pub dtype: Option<WeightDtype>,
+    /// Key of every random draw
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub seed: Option<u64>,
+    /// Print results and errors only
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Say more (-v: what is done, -vv: every detail)
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train an adapter; without --config, the embedded quick start
+    Train(commands::train::TrainArgs),
+    /// Grade answers: rows with `gold` and `completion` or `pred` get `extracted` and `correct`
+    Grade {
+        /// gsm8k, gsm8k-flexible, lm-eval-strict, lm-eval-flexible or math
+        #[arg(long, value_name = "NAME")]
+        reward: Grader,
+        /// JSON Lines file
+        file: PathBuf,
+    },
+}
 
 /// Parses the command line, runs the command, prints the error, gives the exit code.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let Cli { command, global } = Cli::parse();
+    init_logging(&global);
+    let result = match command {
+        Command::Train(args) => commands::train::run(args, &global),
+        Command::Grade { reward, file } => {
+            let mut out = BufWriter::new(std::io::stdout().lock());
+            commands::grade::run(reward, &file, &mut out)
+                .and_then(|()| out.flush().map_err(|e| Error::data(format!("stdout: {e}"))))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Log lines go to stderr; `RUST_LOG` overrides the flags.
+fn init_logging(global: &GlobalArgs) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "tinylora=warn",
+        (false, 1) => "tinylora=info",
+        (false, 2) => "tinylora=debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
 }

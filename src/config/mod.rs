@@ -1,20 +1,199 @@
-//! The configuration file: sections with their defaults and checks.
+//! TOML file and `--set` overrides → one validated [`Config`].
+//!
+//! The rest of the program never sees raw input. Each section is a struct in its own file; which
+//! keys exist, and what each takes, is asked of serde ([`schema`]).
 
+mod builtin;
 mod data;
 mod grpo;
+mod model;
 mod optim;
+mod parse;
+mod rollout;
+mod schema;
 mod sft;
+#[cfg(test)]
+mod tests;
+mod train;
 
 use std::fmt::Display;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 pub use data::{DataConfig, FieldMapping, OnBadRow};
 pub use grpo::{
     GrpoConfig, ImportanceSamplingLevel, ImportanceSamplingMode, LossType, ScaleRewards,
 };
+pub use model::{DeviceSpec, ModelSection, WeightDtype};
 pub use optim::{LrSchedulerType, OptimConfig};
+pub use rollout::RolloutConfig;
 pub use sft::SftConfig;
+pub use train::{EvalConfig, Method, TrainConfig};
 
+use crate::adapter::AdapterSpec;
 use crate::{Error, Result};
+
+/// Everything a training run is defined by: one section a field.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `grpo` (reinforcement learning) or `sft` (next-token loss on the data's solutions).
+    pub method: Method,
+    pub model: ModelSection,
+    pub data: DataConfig,
+    pub adapter: AdapterSpec,
+    pub train: TrainConfig,
+    pub optim: OptimConfig,
+    pub grpo: GrpoConfig,
+    pub rollout: RolloutConfig,
+    pub sft: SftConfig,
+    pub eval: EvalConfig,
+}
+
+/// Keys a resumed run may change: they have no part in what is learnt or recorded.
+const FREE_ON_RESUME: &[&str] = &[
+    "model.path",
+    "model.device",
+    "rollout.max_batch_size",
+    "train.run_name",
+    "train.save_steps",
+    "train.save_total_limit",
+    "train.max_dead_steps",
+];
+
+impl Config {
+    /// Reads a configuration, applies `key=value` overrides in order, and checks the whole.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the file and line or the override, the key, and what is expected.
+    pub fn load(source: &Source, overrides: &[String]) -> Result<Self> {
+        let mut values = parse::Values::default();
+        values.add_file(&source.text, &source.origin)?;
+        for assignment in overrides {
+            values.add_override(assignment)?;
+        }
+        let config = values.finish()?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Every range and cross-check, before anything long starts.
+    fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        self.data.validate()?;
+        self.adapter.validate()?;
+        self.train.validate()?;
+        self.optim.validate()?;
+        self.rollout.validate()?;
+        self.eval.validate()?;
+        match self.method {
+            Method::Grpo => self.grpo.validate(),
+            Method::Sft => self.sft.validate(),
+        }
+    }
+
+    /// The resolved configuration as a file. It reads back to an equal [`Config`].
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self)
+            .map_err(|e| Error::Internal(format!("cannot write the configuration: {e}")))
+    }
+
+    /// The keys that define the run, by dotted name, for the check on resuming.
+    pub fn defining_keys(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let value = serde_json::to_value(self)
+            .map_err(|e| Error::Internal(format!("cannot write the configuration: {e}")))?;
+        let mut keys = serde_json::Map::new();
+        flatten("", value, &mut keys);
+        keys.retain(|name, _| !FREE_ON_RESUME.contains(&name.as_str()));
+        Ok(keys)
+    }
+}
+
+fn flatten(
+    prefix: &str,
+    value: serde_json::Value,
+    keys: &mut serde_json::Map<String, serde_json::Value>,
+) {
+    match value {
+        serde_json::Value::Object(table) => {
+            for (key, value) in table {
+                let name = match prefix {
+                    "" => key,
+                    _ => format!("{prefix}.{key}"),
+                };
+                flatten(&name, value, keys);
+            }
+        }
+        value => {
+            keys.insert(prefix.to_owned(), value);
+        }
+    }
+}
+
+/// The text of a configuration and where it came from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Shown in messages: the path, or `built-in NAME`.
+    pub origin: String,
+    /// Short name for the run directory: the file's name without its ending.
+    pub name: String,
+    pub text: String,
+}
+
+impl Source {
+    /// Finds a configuration: a path, else a file in `configs/`, else the built-in of that name.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the built-ins and the nearest of them.
+    pub fn find(name: &str) -> Result<Self> {
+        let in_folder = Path::new("configs").join(name);
+        for candidate in [Path::new(name), &in_folder] {
+            if candidate.is_file() {
+                return Self::read(candidate);
+            }
+        }
+        if let Some(text) = builtin::get(name) {
+            return Ok(Self {
+                origin: format!("built-in {name}"),
+                name: stem(Path::new(name)),
+                text: text.to_owned(),
+            });
+        }
+        let mut message = format!(
+            "no configuration {name}: it is no file, not in configs/, and not built in ({})",
+            builtin::names().collect::<Vec<_>>().join(", ")
+        );
+        if let Some(near) = schema::nearest(name, builtin::names()) {
+            message.push_str(&format!("; did you mean {near}?"));
+        }
+        Err(Error::Config(message))
+    }
+
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::config(format!("cannot read {}: {e}", path.display())))?;
+        Ok(Self {
+            origin: path.display().to_string(),
+            name: stem(path),
+            text,
+        })
+    }
+}
+
+fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    stem.chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect()
+}
 
 /// `Error::Config` of the form `key = value: what to do` unless `ok`.
 pub(crate) fn check(

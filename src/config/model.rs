@@ -1,0 +1,139 @@
+//! `[model]`: which checkpoint, in which number format, on which device.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::check;
+use crate::{Error, Result};
+
+/// Number format of the frozen weights in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// As they are on disk.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl WeightDtype {
+    /// Name as written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// The `[model]` section.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    /// Hugging Face directory, `.gguf` file or hub id (`Qwen/Qwen2.5-7B-Instruct`).
+    pub path: String,
+    /// Number format of the frozen weights in memory; `auto` keeps that of the file.
+    pub dtype: WeightDtype,
+    /// `cpu`, `cuda`, `cuda:1`, `metal`; `auto` takes the GPU this build supports, else the CPU.
+    pub device: DeviceSpec,
+    /// Start from random weights when `path` is a directory that has none.
+    pub random_init: bool,
+}
+
+impl ModelSection {
+    /// Checks every value; the message names the key.
+    pub fn validate(&self) -> Result<()> {
+        check(!self.path.trim().is_empty(), "model.path", "\"\"", || {
+            "name a Hugging Face directory, a .gguf file or a hub id".into()
+        })
+    }
+}
+
+/// Where tensors live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// The GPU this build supports, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    /// CUDA device by number.
+    Cuda(usize),
+    Metal,
+}
+
+impl DeviceSpec {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when this build or this machine does not have it.
+    pub fn open(self) -> Result<candle_core::Device> {
+        use candle_core::{Device, utils};
+        let cuda = |n| {
+            Device::new_cuda(n).map_err(|e| Error::config(format!("cannot open cuda:{n}: {e}")))
+        };
+        let metal =
+            || Device::new_metal(0).map_err(|e| Error::config(format!("cannot open metal: {e}")));
+        match self {
+            Self::Auto if utils::cuda_is_available() => cuda(0),
+            Self::Auto if utils::metal_is_available() => metal(),
+            Self::Auto | Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(n) if utils::cuda_is_available() => cuda(n),
+            Self::Metal if utils::metal_is_available() => metal(),
+            Self::Cuda(_) => Err(Error::config(format!(
+                "device {self}: this binary was built without CUDA; use --device cpu or another build"
+            ))),
+            Self::Metal => Err(Error::config(
+                "device metal: this binary was built without Metal; use --device cpu or another build",
+            )),
+        }
+    }
+}
+
+impl FromStr for DeviceSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" => Ok(Self::Metal),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("expected auto, cpu, cuda, cuda:N or metal, got {text:?}")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl Serialize for DeviceSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,137 @@
+//! Progress of long work: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Seconds between two plain lines of one piece of work.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How progress is shown. Copied freely; everything goes to stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// A bar that redraws itself.
+    Terminal,
+    /// A line now and then.
+    Lines,
+    Silent,
+}
+
+impl Progress {
+    /// The way that suits stderr.
+    pub fn new(quiet: bool) -> Self {
+        if quiet {
+            Self::Silent
+        } else if std::io::stderr().is_terminal() {
+            Self::Terminal
+        } else {
+            Self::Lines
+        }
+    }
+
+    /// Starts a piece of work of `total` units, for instance ("evaluating svamp", 300).
+    pub fn bar(self, label: &str, total: u64) -> Bar {
+        let bar = match self {
+            Self::Terminal => {
+                ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8))
+            }
+            Self::Lines | Self::Silent => {
+                ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
+            }
+        };
+        let template =
+            "{prefix} {bar:24} {pos}/{len} {msg} [{elapsed_precise} / {eta_precise} left]";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        bar.set_prefix(label.to_owned());
+        if self == Self::Terminal {
+            // Redraw while one unit takes long, so that the clock shows it is alive.
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
+        Bar {
+            mode: self,
+            bar,
+            last_line: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// A line the user should see whatever is in progress.
+    pub fn line(self, text: &str) {
+        if self != Self::Silent {
+            eprintln!("{text}");
+        }
+    }
+}
+
+/// One piece of work in progress. Shared by reference between threads.
+#[derive(Debug)]
+pub struct Bar {
+    mode: Progress,
+    bar: ProgressBar,
+    last_line: Mutex<Instant>,
+}
+
+impl Bar {
+    /// More units are done.
+    pub fn inc(&self, units: u64) {
+        self.bar.inc(units);
+        self.plain_line(false);
+    }
+
+    /// This many units are done.
+    pub fn set_position(&self, units: u64) {
+        self.bar.set_position(units);
+        self.plain_line(false);
+    }
+
+    /// What is said beside the bar, for instance `reward 0.41 · 96 tokens · 830 tok/s`.
+    pub fn set_message(&self, message: impl Into<String>) {
+        self.bar.set_message(message.into());
+    }
+
+    /// Prints a line above the bar.
+    pub fn println(&self, text: &str) {
+        match self.mode {
+            Progress::Terminal => self.bar.println(text),
+            Progress::Lines => eprintln!("{text}"),
+            Progress::Silent => {}
+        }
+    }
+
+    /// Ends the work and removes the bar; a plain log keeps a last line.
+    pub fn finish(&self) {
+        self.plain_line(true);
+        self.bar.finish_and_clear();
+    }
+
+    fn plain_line(&self, last: bool) {
+        if self.mode != Progress::Lines {
+            return;
+        }
+        let Ok(mut previous) = self.last_line.lock() else {
+            return;
+        };
+        if !last && previous.elapsed() < LINE_EVERY {
+            return;
+        }
+        *previous = Instant::now();
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let left = match self.bar.eta().as_secs() {
+            s if last || s == 0 => String::new(),
+            s => format!(", {s} s left"),
+        };
+        let elapsed = self.bar.elapsed().as_secs();
+        let (label, message) = (self.bar.prefix(), self.bar.message());
+        eprintln!("{label} {done}/{total} {message} [{elapsed} s{left}]");
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        // An error on the way must not leave half a bar before its message.
+        self.bar.finish_and_clear();
+    }
+}
