@@ -1,6 +1,6 @@
 //! File operations whose errors name the path, and writes that survive a crash.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
@@ -38,6 +38,13 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path).map_err(fail)?;
     file.write_all(bytes).map_err(fail)?;
     file.sync_all().map_err(fail)
+}
+
+/// Makes the content of a written file durable.
+pub fn sync_file(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().write(true).open(path);
+    file.and_then(|f| f.sync_all())
+        .map_err(|e| error("sync", path, &e))
 }
 
 /// Replaces a file in one step: readers see the old or the new content, also after a crash.

@@ -1,9 +1,14 @@
 //! The run directory and what is written into it.
 
+pub mod checkpoint;
+pub mod directory;
 pub mod fs;
+pub mod jsonl;
 pub mod lock;
 pub mod metrics;
+pub mod plot;
 pub mod progress;
 pub mod signals;
+pub mod tensors;
 
 pub use metrics::StepMetrics;

@@ -1,0 +1,250 @@
+//! The folder of a run: where everything lies, how a new one is named, which one is the newest.
+//!
+//! ```text
+//! runs/20260131-184502-qwen7b-13p/
+//!   config.toml         resolved configuration
+//!   metrics.jsonl       one line a step, the same bytes after an interruption as without one
+//!   timings.jsonl       what the clock says of each step (seconds, tokens/s)
+//!   completions.jsonl   prompt, completion, extracted answer, reward, advantage
+//!   checkpoints/step-N/ see `checkpoint`
+//!   adapter.safetensors the trained adapter, written at the end
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::checkpoint;
+use super::fs;
+use super::lock::Lock;
+use crate::config::{Config, Source};
+use crate::{Error, Result};
+
+/// Where runs are kept unless `--run-dir` says otherwise.
+pub const RUNS: &str = "runs";
+
+const CONFIG: &str = "config.toml";
+
+/// A run directory held by this process.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl RunDirectory {
+    /// Makes `runs/<UTC time>-<name>`, with a number behind it when that exists.
+    pub fn create_new(name: &str) -> Result<Self> {
+        let runs = Path::new(RUNS);
+        fs::create_dir_all(runs)?;
+        let base = format!("{}-{name}", timestamp(SystemTime::now()));
+        for attempt in 1..1000 {
+            let path = match attempt {
+                1 => runs.join(&base),
+                n => runs.join(format!("{base}-{n}")),
+            };
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Self::hold(path),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(fs::error("create", &path, &e)),
+            }
+        }
+        Err(Error::data(format!(
+            "runs/{base} and 999 more exist already"
+        )))
+    }
+
+    /// Makes the folder the user named; one that holds anything is refused.
+    pub fn create_at(path: &Path) -> Result<Self> {
+        if path.exists() {
+            refuse_used(path)?;
+        }
+        fs::create_dir_all(path)?;
+        let held = Self::hold(path.to_owned())?;
+        // Again under the lock: another process may have begun a run since.
+        refuse_used(path)?;
+        Ok(held)
+    }
+
+    /// Opens the folder of an earlier run to go on with it.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.join(CONFIG).is_file() {
+            return Err(Error::config(format!(
+                "{} is no run directory: it has no {CONFIG}",
+                path.display()
+            )));
+        }
+        Self::hold(path.to_owned())
+    }
+
+    fn hold(path: PathBuf) -> Result<Self> {
+        let lock = Lock::acquire(&path)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    pub fn timings(&self) -> PathBuf {
+        self.path.join("timings.jsonl")
+    }
+
+    pub fn completions(&self) -> PathBuf {
+        self.path.join("completions.jsonl")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        checkpoints(&self.path)
+    }
+
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter.safetensors")
+    }
+
+    /// Writes the resolved configuration.
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        fs::write_atomic(&self.path.join(CONFIG), config.to_toml()?.as_bytes())
+    }
+}
+
+fn refuse_used(path: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(path).map_err(|e| fs::error("read", path, &e))?;
+    for entry in entries {
+        let name = entry.map_err(|e| fs::error("read", path, &e))?.file_name();
+        if name != ".lock" {
+            return Err(Error::config(format!(
+                "{} is not empty; choose another --run-dir, or go on with it by --resume",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a run.
+pub fn checkpoints(run: &Path) -> PathBuf {
+    run.join("checkpoints")
+}
+
+/// The configuration a run was made with.
+pub fn config_of(run: &Path) -> Result<Config> {
+    Config::load(&Source::read(&run.join(CONFIG))?, &[])
+}
+
+/// The run the user means: a folder, else a folder of that name under `runs/`.
+pub fn find(name: &Path) -> Result<PathBuf> {
+    let in_runs = Path::new(RUNS).join(name);
+    for candidate in [name, &in_runs] {
+        if candidate.join(CONFIG).is_file() {
+            return Ok(candidate.to_owned());
+        }
+    }
+    Err(Error::config(format!(
+        "no run {}: neither it nor {} has a {CONFIG}",
+        name.display(),
+        in_runs.display()
+    )))
+}
+
+/// The run under `runs/` that began last and has a checkpoint.
+pub fn newest() -> Result<PathBuf> {
+    newest_in(Path::new(RUNS))
+}
+
+fn newest_in(runs: &Path) -> Result<PathBuf> {
+    let mut best: Option<(SystemTime, PathBuf)> = None;
+    for entry in std::fs::read_dir(runs).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let modified = std::fs::metadata(path.join(CONFIG)).and_then(|m| m.modified());
+        let Ok(began) = modified else { continue };
+        if checkpoint::steps(&checkpoints(&path)).is_empty() {
+            continue;
+        }
+        let key = (began, path);
+        if best.as_ref().is_none_or(|old| *old < key) {
+            best = Some(key);
+        }
+    }
+    best.map(|(_, path)| path).ok_or_else(|| {
+        Error::config(format!(
+            "no run with a checkpoint under {}/: train first, or name a run or a model",
+            runs.display()
+        ))
+    })
+}
+
+/// `YYYYMMDD-HHMMSS` in UTC.
+fn timestamp(now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil_date(days);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    let second = second % 60;
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
+}
+
+/// Date of a day counted from 1970-01-01, by whole 400-year cycles of years that begin in March.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468; // from 0000-03-01
+    let (cycle, day_of_cycle) = (days / 146_097, days % 146_097);
+    let year_of_cycle =
+        (day_of_cycle - day_of_cycle / 1460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
+    let day_of_year =
+        day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = cycle * 400 + year_of_cycle + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn time_stamps_are_utc_dates() {
+        for (seconds, expected) in [
+            (0, "19700101-000000"),
+            (951_782_400, "20000229-000000"),
+            (1_767_225_599, "20251231-235959"),
+            (4_107_542_400, "21000301-000000"),
+        ] {
+            assert_eq!(
+                timestamp(UNIX_EPOCH + Duration::from_secs(seconds)),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn a_used_folder_is_refused_and_an_empty_one_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let held = RunDirectory::create_at(&path).unwrap();
+        let error = RunDirectory::create_at(&path).unwrap_err().to_string();
+        assert!(error.contains("in use by another process"), "{error}");
+        drop(held);
+        RunDirectory::create_at(&path).unwrap();
+        std::fs::write(path.join("metrics.jsonl"), "").unwrap();
+        let error = RunDirectory::create_at(&path).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("is not empty"), "{error}");
+        let error = RunDirectory::open(&path).unwrap_err().to_string();
+        assert!(error.contains("is no run directory"), "{error}");
+    }
+
+    #[test]
+    fn without_runs_the_newest_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = newest_in(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("train first"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+}
