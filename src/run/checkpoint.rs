@@ -18,7 +18,10 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::fs;
-use super::tensors::{Numbers, read_tensors, write_tensors};
+use super::state::TrainState;
+use super::tensors::{read_tensors, write_tensors};
+use super::training::Evaluation;
+use crate::optim::OptimizerState;
 use crate::{Error, Result};
 
 /// Raised when an older program could not read what a newer one writes.
@@ -29,18 +32,15 @@ const ADAPTER: &str = "adapter.safetensors";
 const STATE: &str = "state.safetensors";
 const MANIFEST: &str = "manifest.json";
 const SUMS: &str = "SHA256SUMS";
+
+const PARAMETERS: &str = "parameters";
+const FIRST_MOMENT: &str = "optimizer.first_moment";
+const SECOND_MOMENT: &str = "optimizer.second_moment";
+
+/// Step → score of its evaluation. Not part of a checkpoint: it only decides which one is kept.
+const SCORES: &str = "scores.json";
 /// No manifest comes near this; a larger one is not ours.
 const MAX_MANIFEST: u64 = 64 << 20;
-
-/// What a trainer must remember.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct TrainerState {
-    /// Parameters, optimizer moments and the like, by name.
-    pub tensors: BTreeMap<String, Numbers>,
-    /// Update count, data position and other whole numbers. A fraction belongs into `tensors`,
-    /// where its bits are kept.
-    pub counters: BTreeMap<String, u64>,
-}
 
 /// What a run is defined by; a checkpoint of another run must not be continued.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -80,16 +80,12 @@ impl Identity {
 /// A run at the end of a step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Checkpoint {
-    /// Finished steps.
-    pub step: u64,
     pub identity: Identity,
-    pub trainer: TrainerState,
+    pub state: TrainState,
     /// Bytes of each log file that belong to the finished steps.
     pub logs: BTreeMap<String, u64>,
     /// Every evaluation so far.
-    pub evaluations: Vec<Value>,
-    /// The evaluation at this step as one number, higher is better, if there was one.
-    pub score: Option<f64>,
+    pub evaluations: Vec<Evaluation>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -98,12 +94,20 @@ struct Manifest {
     format: String,
     version: u32,
     program: String,
-    step: u64,
-    score: Option<f64>,
-    counters: BTreeMap<String, u64>,
+    /// The numbers of [`TrainState`] that are not vectors.
+    counters: Counters,
     logs: BTreeMap<String, u64>,
     identity: Identity,
-    evaluations: Vec<Value>,
+    evaluations: Vec<Evaluation>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Counters {
+    step: u64,
+    position: u64,
+    num_tokens: u64,
+    updates: u64,
 }
 
 /// The checkpoints of one run. Only the process that holds the run's lock writes here.
@@ -112,12 +116,14 @@ pub struct Store {
     folder: PathBuf,
     /// Checkpoints kept besides the best; 0 keeps all.
     limit: usize,
-    /// Step and score of those on disk, in order.
-    present: Vec<(u64, Option<f64>)>,
+    /// Steps on disk, ascending.
+    present: Vec<u64>,
+    /// Score by step, higher is better.
+    scores: BTreeMap<u64, f64>,
 }
 
 impl Store {
-    /// Opens the folder, removes what a killed process left half-made, and reads every manifest.
+    /// Opens the folder and removes what a killed process left half-made.
     pub fn open(folder: &Path, limit: usize) -> Result<Self> {
         fs::create_dir_all(folder)?;
         for entry in std::fs::read_dir(folder).map_err(|e| fs::error("read", folder, &e))? {
@@ -127,18 +133,32 @@ impl Store {
                 remove(&path)?;
             }
         }
-        let present = steps(folder)
-            .into_iter()
-            .map(|step| {
-                let manifest = read_manifest(&folder.join(name_of(step)));
-                (step, manifest.ok().and_then(|m| m.score))
-            })
-            .collect();
+        // Without its scores the store still works; it keeps no best one then.
+        let scores = std::fs::read(folder.join(SCORES)).ok();
         Ok(Self {
             folder: folder.to_owned(),
             limit,
-            present,
+            present: steps(folder),
+            scores: scores
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+                .unwrap_or_default(),
         })
+    }
+
+    /// Whether there is a checkpoint of that step.
+    pub fn has(&self, step: u64) -> bool {
+        self.present.contains(&step)
+    }
+
+    /// Remembers how the checkpoint of a step evaluates.
+    pub fn set_score(&mut self, step: u64, score: Option<f64>) -> Result<()> {
+        let Some(score) = score.filter(|s| s.is_finite()) else {
+            return Ok(());
+        };
+        self.scores.insert(step, score);
+        let text = serde_json::to_vec(&self.scores)
+            .map_err(|e| Error::Internal(format!("cannot write the scores: {e}")))?;
+        fs::write_atomic(&self.folder.join(SCORES), &text)
     }
 
     /// The last checkpoint that is whole and fits `usable`. Damaged ones behind it are set aside
@@ -152,7 +172,7 @@ impl Store {
         mut report: impl FnMut(&str),
     ) -> Result<Option<Checkpoint>> {
         let mut damage = Vec::new();
-        while let Some(&(step, _)) = self.present.last() {
+        while let Some(&step) = self.present.last() {
             let path = self.folder.join(name_of(step));
             match load(&path).and_then(|found| usable(&found).map(|()| found)) {
                 Ok(found) => return Ok(Some(found)),
@@ -183,17 +203,10 @@ impl Store {
         &mut self,
         checkpoint: &Checkpoint,
         write_adapter: impl FnOnce(&Path) -> Result<()>,
-    ) -> Result<PathBuf> {
-        let name = name_of(checkpoint.step);
-        let path = self.folder.join(&name);
-        if self
-            .present
-            .iter()
-            .any(|(step, _)| *step == checkpoint.step)
-        {
-            return Ok(path);
-        }
-        let temporary = self.folder.join(format!(".tmp-{name}"));
+    ) -> Result<()> {
+        let step = checkpoint.state.step;
+        let path = self.folder.join(name_of(step));
+        let temporary = self.folder.join(format!(".tmp-{}", name_of(step)));
         remove(&temporary)?;
         let written = write_parts(&temporary, checkpoint, write_adapter)
             .and_then(|()| rename(&temporary, &path))
@@ -203,25 +216,27 @@ impl Store {
             let _ = std::fs::remove_dir_all(&temporary);
             return Err(error);
         }
-        self.present.push((checkpoint.step, checkpoint.score));
-        self.prune()?;
-        Ok(path)
+        self.present.push(step);
+        self.prune()
     }
 
     fn prune(&mut self) -> Result<()> {
         if self.limit == 0 || self.present.len() <= self.limit {
             return Ok(());
         }
-        let best = best_of(&self.present);
+        let scored = self.scores.iter().filter(|(step, _)| self.has(**step));
+        let best = scored
+            .max_by(|a, b| a.1.total_cmp(b.1))
+            .map(|(step, _)| *step);
         let old = self.present.len() - self.limit;
         let mut kept = Vec::new();
-        for (i, entry) in std::mem::take(&mut self.present).into_iter().enumerate() {
-            if i >= old || Some(entry.0) == best {
-                kept.push(entry);
+        for (i, step) in self.present.clone().into_iter().enumerate() {
+            if i >= old || Some(step) == best {
+                kept.push(step);
                 continue;
             }
             // Away from its name first, so that half a removal is never read as a checkpoint.
-            let name = name_of(entry.0);
+            let name = name_of(step);
             let doomed = self.folder.join(format!(".tmp-old-{name}"));
             rename(&self.folder.join(name), &doomed)?;
             remove(&doomed)?;
@@ -229,13 +244,6 @@ impl Store {
         self.present = kept;
         Ok(())
     }
-}
-
-fn best_of(present: &[(u64, Option<f64>)]) -> Option<u64> {
-    let scored = present.iter().filter_map(|(step, s)| s.map(|s| (*step, s)));
-    scored
-        .max_by(|a, b| a.1.total_cmp(&b.1))
-        .map(|(step, _)| step)
 }
 
 /// The last checkpoint of a run, for reading the adapter in it.
@@ -269,14 +277,26 @@ fn write_parts(
 ) -> Result<()> {
     fs::create_dir_all(folder)?;
     write_adapter(&folder.join(ADAPTER))?;
-    write_tensors(&folder.join(STATE), &checkpoint.trainer.tensors)?;
+    let state = &checkpoint.state;
+    let optimizer = &state.optimizer;
+    write_tensors(
+        &folder.join(STATE),
+        &[
+            (PARAMETERS, &state.parameters),
+            (FIRST_MOMENT, &optimizer.first_moment),
+            (SECOND_MOMENT, &optimizer.second_moment),
+        ],
+    )?;
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         version: VERSION,
         program: env!("CARGO_PKG_VERSION").to_owned(),
-        step: checkpoint.step,
-        score: checkpoint.score,
-        counters: checkpoint.trainer.counters.clone(),
+        counters: Counters {
+            step: state.step,
+            position: state.position,
+            num_tokens: state.num_tokens,
+            updates: optimizer.updates,
+        },
         logs: checkpoint.logs.clone(),
         identity: checkpoint.identity.clone(),
         evaluations: checkpoint.evaluations.clone(),
@@ -309,16 +329,33 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
         }
     }
     let manifest = read_manifest(folder)?;
+    let path = folder.join(STATE);
+    let mut tensors = read_tensors(&path)?;
+    let mut take = |name: &str| {
+        let tensor = tensors.remove(name);
+        tensor.ok_or_else(|| Error::file("use", &path, format!("it has no {name}")))
+    };
+    let Counters {
+        step,
+        position,
+        num_tokens,
+        updates,
+    } = manifest.counters;
     Ok(Checkpoint {
-        step: manifest.step,
         identity: manifest.identity,
-        trainer: TrainerState {
-            tensors: read_tensors(&folder.join(STATE))?,
-            counters: manifest.counters,
+        state: TrainState {
+            step,
+            position,
+            num_tokens,
+            parameters: take(PARAMETERS)?,
+            optimizer: OptimizerState {
+                updates,
+                first_moment: take(FIRST_MOMENT)?,
+                second_moment: take(SECOND_MOMENT)?,
+            },
         },
         logs: manifest.logs,
         evaluations: manifest.evaluations,
-        score: manifest.score,
     })
 }
 
@@ -375,7 +412,7 @@ fn set_aside(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn checkpoint(step: u64, score: Option<f64>) -> Checkpoint {
+    fn checkpoint(step: u64) -> Checkpoint {
         let mut identity = Identity {
             model: "m".to_owned(),
             data: "d".to_owned(),
@@ -383,30 +420,29 @@ mod tests {
         };
         identity.config.insert("train.seed".to_owned(), 42.into());
         Checkpoint {
-            step,
             identity,
-            trainer: TrainerState {
-                tensors: BTreeMap::from([
-                    (
-                        "v".to_owned(),
-                        Numbers::F32(vec![f32::MIN_POSITIVE, -0.0, 0.1]),
-                    ),
-                    ("fisher".to_owned(), Numbers::F64(vec![0.1 + 0.2])),
-                ]),
-                counters: BTreeMap::from([("updates".to_owned(), 2 * step)]),
+            state: TrainState {
+                step,
+                position: 32 * step,
+                num_tokens: 7,
+                parameters: vec![f32::MIN_POSITIVE, -0.0, 0.1],
+                optimizer: OptimizerState {
+                    updates: 2 * step,
+                    first_moment: vec![1e-30; 3],
+                    second_moment: vec![0.3; 3],
+                },
             },
             logs: BTreeMap::from([("metrics.jsonl".to_owned(), 100 * step)]),
-            evaluations: vec![serde_json::json!({"step": 0, "accuracy": 0.1})],
-            score,
+            evaluations: vec![Evaluation {
+                score: Some(0.25),
+                ..Evaluation::default()
+            }],
         }
     }
 
-    fn save(store: &mut Store, step: u64, score: Option<f64>) {
-        store
-            .save(&checkpoint(step, score), |path| {
-                fs::write_synced(path, b"adapter")
-            })
-            .unwrap();
+    fn save(store: &mut Store, step: u64) {
+        let write = |path: &Path| fs::write_synced(path, b"adapter");
+        store.save(&checkpoint(step), write).unwrap();
     }
 
     fn latest(folder: &Path) -> (Result<Option<Checkpoint>>, Vec<String>) {
@@ -420,9 +456,9 @@ mod tests {
     fn what_is_saved_is_what_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path(), 3).unwrap();
-        save(&mut store, 7, Some(0.25));
+        save(&mut store, 7);
         let (found, heard) = latest(folder.path());
-        assert_eq!(found.unwrap().unwrap(), checkpoint(7, Some(0.25)));
+        assert_eq!(found.unwrap().unwrap(), checkpoint(7));
         assert!(heard.is_empty());
         let adapter = last_adapter(folder.path()).unwrap();
         assert_eq!(std::fs::read(adapter).unwrap(), b"adapter");
@@ -439,13 +475,15 @@ mod tests {
             (4, None),
             (5, None),
         ] {
-            save(&mut store, step, score);
+            save(&mut store, step);
+            store.set_score(step, score).unwrap();
         }
         assert_eq!(steps(folder.path()), [2, 4, 5]);
-        // A store opened later knows the scores from the manifests.
+        // A store opened later knows the scores.
         let mut store = Store::open(folder.path(), 2).unwrap();
-        save(&mut store, 6, Some(0.95));
-        save(&mut store, 7, None);
+        save(&mut store, 6);
+        store.set_score(6, Some(0.95)).unwrap();
+        save(&mut store, 7);
         assert_eq!(steps(folder.path()), [6, 7]);
     }
 
@@ -455,8 +493,8 @@ mod tests {
             for how in ["flip", "cut", "remove"] {
                 let folder = tempfile::tempdir().unwrap();
                 let mut store = Store::open(folder.path(), 0).unwrap();
-                save(&mut store, 1, None);
-                save(&mut store, 2, None);
+                save(&mut store, 1);
+                save(&mut store, 2);
                 let path = folder.path().join("step-000002").join(file);
                 let mut bytes = std::fs::read(&path).unwrap();
                 match how {
@@ -468,7 +506,7 @@ mod tests {
                     std::fs::write(&path, bytes).unwrap();
                 }
                 let (found, heard) = latest(folder.path());
-                assert_eq!(found.unwrap().unwrap().step, 1, "{file} {how}");
+                assert_eq!(found.unwrap().unwrap().state.step, 1, "{file} {how}");
                 assert_eq!(heard.len(), 1, "{file} {how}: {heard:?}");
                 assert!(heard[0].contains("step-000002"), "{heard:?}");
                 assert!(folder.path().join("step-000002.damaged").exists());
@@ -481,7 +519,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(latest(folder.path()).0.unwrap().is_none());
         let mut store = Store::open(folder.path(), 0).unwrap();
-        save(&mut store, 1, None);
+        save(&mut store, 1);
         std::fs::remove_file(folder.path().join("step-000001").join(STATE)).unwrap();
         let error = latest(folder.path()).0.unwrap_err();
         assert_eq!(error.exit_code(), 3);
@@ -492,7 +530,7 @@ mod tests {
     fn a_newer_format_is_refused_by_version() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path(), 0).unwrap();
-        save(&mut store, 1, None);
+        save(&mut store, 1);
         let path = folder.path().join("step-000001").join(MANIFEST);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
@@ -507,16 +545,16 @@ mod tests {
     fn a_failed_save_leaves_nothing_and_the_last_one_good() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path(), 0).unwrap();
-        save(&mut store, 1, None);
+        save(&mut store, 1);
         let full = |_: &Path| Err(Error::data("the disk is full"));
-        store.save(&checkpoint(2, None), full).unwrap_err();
+        store.save(&checkpoint(2), full).unwrap_err();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        assert_eq!(latest(folder.path()).0.unwrap().unwrap().step, 1);
+        assert_eq!(latest(folder.path()).0.unwrap().unwrap().state.step, 1);
     }
 
     #[test]
     fn differences_are_named() {
-        let old = checkpoint(1, None).identity;
+        let old = checkpoint(1).identity;
         let mut new = old.clone();
         new.model = "other".to_owned();
         new.config.insert("train.seed".to_owned(), 7.into());

@@ -5,10 +5,14 @@ pub mod directory;
 pub mod fs;
 pub mod jsonl;
 pub mod lock;
+pub mod logs;
 pub mod metrics;
 pub mod plot;
 pub mod progress;
 pub mod signals;
+pub mod state;
 pub mod tensors;
+pub mod training;
 
 pub use metrics::StepMetrics;
+pub use state::TrainState;

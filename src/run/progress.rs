@@ -92,6 +92,11 @@ impl Bar {
         self.bar.set_message(message.into());
     }
 
+    /// What [`Self::set_message`] set last.
+    pub fn message(&self) -> String {
+        self.bar.message()
+    }
+
     /// Prints a line above the bar.
     pub fn println(&self, text: &str) {
         match self.mode {

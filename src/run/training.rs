@@ -1,0 +1,232 @@
+//! The loop around a trainer: evaluation, logs, checkpoints, interruption.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::checkpoint::{Checkpoint, Identity, Store};
+use super::logs::{CompletionRow, Logs};
+use super::metrics::StepMetrics;
+use super::progress::{Bar, Progress};
+use super::signals;
+use super::state::TrainState;
+use crate::adapter::Adapter;
+use crate::config::TrainConfig;
+use crate::{Error, Result};
+
+/// What one step gives.
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    pub metrics: StepMetrics,
+    /// Completions of the step; none under SFT.
+    pub completions: Vec<CompletionRow>,
+}
+
+/// GRPO or SFT, one step at a time.
+pub trait Trainer {
+    /// One generation batch (GRPO) or one update (SFT). `on_progress(done, total)` counts parts
+    /// of it. A step that fails may leave the trainer anywhere between two states.
+    fn step(&mut self, on_progress: &mut dyn FnMut(usize, usize)) -> Result<StepOutput>;
+
+    fn adapter(&self) -> &Adapter;
+
+    /// Steps done.
+    fn step_number(&self) -> u64;
+
+    /// Everything needed to go on from here.
+    fn state(&self) -> TrainState;
+
+    /// Goes to a saved state.
+    fn restore(&mut self, state: &TrainState) -> Result<()>;
+}
+
+/// The scores of all data sets after a step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub step: u64,
+    /// Data set → metric → value, `<metric>_stderr` beside it.
+    pub scores: Map<String, Value>,
+    /// The first metric of the first data set: what "best" is about.
+    pub score: Option<f64>,
+    pub seconds: f64,
+}
+
+/// Evaluates an adapter after a step.
+pub type Evaluate<'a> = dyn FnMut(u64, &Adapter) -> Result<Evaluation> + 'a;
+
+/// What the loop needs besides the trainer.
+pub struct Session<'a> {
+    pub config: &'a TrainConfig,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    pub identity: Identity,
+    pub store: Store,
+    pub logs: Logs,
+    pub progress: Progress,
+    /// Those of a resumed run are there from the start.
+    pub evaluations: Vec<Evaluation>,
+    /// `None` when there is nothing to evaluate on.
+    pub evaluate: Option<&'a mut Evaluate<'a>>,
+    /// Writes an adapter's file.
+    pub write_adapter: &'a dyn Fn(&Adapter, &Path) -> Result<()>,
+    /// Mean reward (GRPO) or loss (SFT) of every step of this process, for the plot.
+    pub curve: Vec<f64>,
+}
+
+impl Session<'_> {
+    /// Trains to the end: evaluates, logs and saves on the way.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] after a signal, with a checkpoint of the last whole step saved;
+    /// [`Error::Diverged`] when there is nothing to learn from or numbers are no longer finite,
+    /// with the checkpoints of the steps before untouched.
+    pub fn run(&mut self, trainer: &mut dyn Trainer) -> Result<()> {
+        let bar = self.progress.bar("training", self.total_steps);
+        let mut dead_steps = 0;
+        let mut state = trainer.state();
+        bar.set_position(state.step);
+        loop {
+            let step = state.step;
+            let last = step >= self.total_steps;
+            let evaluate = self.evaluation_is_due(step);
+            if last || evaluate || step.is_multiple_of(self.config.save_steps) {
+                // Before the evaluation, which may take longer than all steps so far.
+                self.save(trainer, &state)?;
+            }
+            if evaluate {
+                self.evaluate(step, trainer.adapter())?;
+            }
+            if last {
+                break;
+            }
+            match self.step(trainer, &bar) {
+                Ok(metrics) => {
+                    dead_steps = match metrics.get("frac_reward_zero_std") {
+                        Some(share) if share >= 1.0 => dead_steps + 1,
+                        _ => 0,
+                    };
+                    state = trainer.state();
+                    bar.set_position(state.step);
+                    self.check_alive(&metrics, dead_steps, state.step)?;
+                }
+                Err(Error::Interrupted(_)) => {
+                    // The step in flight is abandoned: back to where it began.
+                    trainer.restore(&state)?;
+                    return Err(self.interrupted(trainer, &state));
+                }
+                Err(error) => return Err(error),
+            }
+            if signals::interrupted() {
+                return Err(self.interrupted(trainer, &state));
+            }
+        }
+        bar.finish();
+        Ok(())
+    }
+
+    /// One step with its lines in the logs.
+    fn step(&mut self, trainer: &mut dyn Trainer, bar: &Bar) -> Result<StepMetrics> {
+        let summary = bar.message();
+        let output = trainer.step(&mut |done, total| {
+            bar.set_message(format!("{summary} ({})", percent(done, total)));
+        })?;
+        let step = trainer.step_number();
+        let StepOutput {
+            metrics,
+            completions,
+        } = output;
+        self.logs.step(step, &metrics)?;
+        let limit = self.config.num_completions_to_log.unwrap_or(usize::MAX);
+        for row in completions.iter().take(limit) {
+            self.logs.completion(row)?;
+        }
+        self.curve
+            .extend(metrics.get("reward").or(metrics.get("loss")));
+        bar.set_message(one_line(&metrics));
+        Ok(metrics)
+    }
+
+    fn check_alive(&self, metrics: &StepMetrics, dead_steps: u64, step: u64) -> Result<()> {
+        for name in ["loss", "grad_norm", "reward"] {
+            if metrics.get(name).is_some_and(|v| !v.is_finite()) {
+                return Err(Error::Diverged(format!(
+                    "{name} is not finite after step {step}: lower optim.learning_rate; \
+                     the last checkpoint is from the step before"
+                )));
+            }
+        }
+        let limit = self.config.max_dead_steps;
+        if limit > 0 && dead_steps >= limit {
+            let reward = metrics.get("reward").unwrap_or(f64::NAN);
+            return Err(Error::Diverged(format!(
+                "no group had two different rewards in the last {limit} steps (mean reward \
+                 {reward:.3}), so nothing is learnt: take harder or easier problems, another \
+                 prompt or reward, or raise train.max_dead_steps"
+            )));
+        }
+        Ok(())
+    }
+
+    fn interrupted(&mut self, trainer: &dyn Trainer, state: &TrainState) -> Error {
+        match self.save(trainer, state) {
+            Ok(()) => Error::Interrupted(format!("interrupted; saved after step {}", state.step)),
+            Err(error) => error,
+        }
+    }
+
+    fn save(&mut self, trainer: &dyn Trainer, state: &TrainState) -> Result<()> {
+        if self.store.has(state.step) {
+            return Ok(());
+        }
+        let checkpoint = Checkpoint {
+            identity: self.identity.clone(),
+            state: state.clone(),
+            logs: self.logs.sync()?,
+            evaluations: self.evaluations.clone(),
+        };
+        let write = self.write_adapter;
+        self.store
+            .save(&checkpoint, |path| write(trainer.adapter(), path))
+    }
+
+    fn evaluation_is_due(&self, step: u64) -> bool {
+        let every = self.config.eval_steps.unwrap_or(u64::MAX);
+        self.evaluate.is_some()
+            && (step.is_multiple_of(every) || step >= self.total_steps)
+            && self.evaluations.iter().all(|e| e.step != step)
+    }
+
+    fn evaluate(&mut self, step: u64, adapter: &Adapter) -> Result<()> {
+        let Some(evaluate) = &mut self.evaluate else {
+            return Ok(());
+        };
+        let evaluation = evaluate(step, adapter)?;
+        self.logs
+            .evaluation(step, &evaluation.scores, evaluation.seconds)?;
+        self.store.set_score(step, evaluation.score)?;
+        self.evaluations.push(evaluation);
+        Ok(())
+    }
+}
+
+fn percent(done: usize, total: usize) -> String {
+    format!("{:.0} %", 100.0 * done as f64 / total.max(1) as f64)
+}
+
+/// What the bar says of a step: `reward 0.41 · 96 tokens · 830 tok/s`.
+fn one_line(metrics: &StepMetrics) -> String {
+    let mut parts = Vec::new();
+    match (metrics.get("reward"), metrics.get("loss")) {
+        (Some(reward), _) => parts.push(format!("reward {reward:.3}")),
+        (None, Some(loss)) => parts.push(format!("loss {loss:.4}")),
+        (None, None) => {}
+    }
+    if let Some(length) = metrics.get("completions/mean_length") {
+        parts.push(format!("{length:.0} tokens"));
+    }
+    if let Some(rate) = metrics.get("tokens_per_second") {
+        parts.push(format!("{rate:.0} tok/s"));
+    }
+    parts.join(" · ")
+}
