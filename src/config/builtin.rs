@@ -1,6 +1,18 @@
 //! The configurations compiled into the binary.
 
-const BUILTIN: &[(&str, &str)] = &[];
+macro_rules! builtin {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../configs/", $name)))),*]
+    };
+}
+
+const BUILTIN: &[(&str, &str)] = builtin![
+    "qwen7b-13p.toml",
+    "qwen7b-math.toml",
+    "qwen3b-16p.toml",
+    "llama3.1-8b.toml",
+    "smollm2-13p.toml",
+];
 
 /// The built-in of that name (with or without `.toml`).
 pub fn get(name: &str) -> Option<&'static str> {

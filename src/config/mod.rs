@@ -9,6 +9,7 @@ mod grpo;
 mod model;
 mod optim;
 mod parse;
+mod reward;
 mod rollout;
 mod schema;
 mod sft;
@@ -27,6 +28,7 @@ pub use grpo::{
 };
 pub use model::{DeviceSpec, ModelSection, WeightDtype};
 pub use optim::{LrSchedulerType, OptimConfig};
+pub use reward::RewardConfig;
 pub use rollout::RolloutConfig;
 pub use sft::SftConfig;
 pub use train::{EvalConfig, Method, TrainConfig};
@@ -46,15 +48,19 @@ pub struct Config {
     pub train: TrainConfig,
     pub optim: OptimConfig,
     pub grpo: GrpoConfig,
+    pub reward: RewardConfig,
     pub rollout: RolloutConfig,
     pub sft: SftConfig,
     pub eval: EvalConfig,
 }
 
 /// Keys a resumed run may change: they have no part in what is learnt or recorded.
+/// (The model and the problems are compared by their contents.)
 const FREE_ON_RESUME: &[&str] = &[
     "model.path",
     "model.device",
+    "data.train",
+    "data.data_dir",
     "rollout.max_batch_size",
     "train.run_name",
     "train.save_steps",
@@ -87,6 +93,14 @@ impl Config {
         self.optim.validate()?;
         self.rollout.validate()?;
         self.eval.validate()?;
+        self.reward.validate()?;
+        let (funcs, weights) = (self.reward.funcs.len().max(1), &self.grpo.reward_weights);
+        check(
+            weights.as_ref().is_none_or(|w| w.len() == funcs),
+            "grpo.reward_weights",
+            format_args!("{:?}", weights.as_deref().unwrap_or_default()),
+            || format!("must be one number for each of the {funcs} reward.funcs"),
+        )?;
         match self.method {
             Method::Grpo => self.grpo.validate(),
             Method::Sft => self.sft.validate(),
@@ -106,6 +120,10 @@ impl Config {
         let mut keys = serde_json::Map::new();
         flatten("", value, &mut keys);
         keys.retain(|name, _| !FREE_ON_RESUME.contains(&name.as_str()));
+        if self.optim.is_independent_of_length() {
+            // The steps already done would have been the same in a run of any length.
+            keys.retain(|name, _| name != "train.max_steps" && name != "train.num_train_epochs");
+        }
         Ok(keys)
     }
 }

@@ -53,6 +53,15 @@ impl Default for OptimConfig {
 }
 
 impl OptimConfig {
+    /// Whether the learning rate of a step does not depend on how many steps there will be.
+    pub fn is_independent_of_length(&self) -> bool {
+        match self.lr_scheduler_type {
+            LrSchedulerType::Constant => true,
+            LrSchedulerType::ConstantWithWarmup => self.warmup_steps >= 1.0,
+            LrSchedulerType::Linear | LrSchedulerType::Cosine => false,
+        }
+    }
+
     /// Checks every value; the message names the key.
     pub fn validate(&self) -> Result<()> {
         for (key, value) in [

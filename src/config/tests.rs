@@ -123,6 +123,14 @@ fn mistakes_in_an_override_name_it() {
         ),
         ("grpo.num_generations=1", "grpo.num_generations = 1"),
         (
+            "reward.funcs=gsm9k",
+            "reward.funcs = [\"gsm9k\"]: unknown reward 'gsm9k'",
+        ),
+        (
+            "grpo.reward_weights=1,2",
+            "grpo.reward_weights = [1.0, 2.0]: must be one number for each of the 1 reward.funcs",
+        ),
+        (
             "adapter.type=dora",
             "--set adapter.type=dora: adapter.type: expected one of tinylora, lora-xs, lora, full",
         ),
@@ -130,6 +138,37 @@ fn mistakes_in_an_override_name_it() {
         let message = message(MODEL, &[assignment]);
         assert!(message.starts_with(expected), "{assignment} gave {message}");
     }
+}
+
+#[test]
+fn every_built_in_is_valid_and_trains_what_it_says() {
+    for (name, layers, expected) in [
+        ("qwen7b-13p.toml", 28, 13),
+        ("qwen7b-math.toml", 28, 13),
+        ("qwen3b-16p.toml", 36, 16),
+        ("llama3.1-8b.toml", 32, 112),
+        ("smollm2-13p.toml", 30, 13),
+    ] {
+        let text = builtin::get(name).unwrap();
+        let config = load(text, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let tying = crate::adapter::Tying::new(&config.adapter, layers);
+        assert_eq!(tying.num_groups * config.adapter.u, expected, "{name}");
+    }
+    assert_eq!(builtin::get("qwen7b-13p"), builtin::get("qwen7b-13p.toml"));
+    for name in builtin::names() {
+        load(builtin::get(name).unwrap(), &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+#[test]
+fn the_length_may_change_where_it_decides_nothing() {
+    let keys = |overrides: &[&str]| load(MODEL, overrides).unwrap().defining_keys().unwrap();
+    let constant = "optim.lr_scheduler_type=constant";
+    assert_eq!(
+        keys(&[constant, "train.max_steps=5"]),
+        keys(&[constant, "train.max_steps=9"])
+    );
+    assert_ne!(keys(&["train.max_steps=5"]), keys(&["train.max_steps=9"]));
 }
 
 #[test]
