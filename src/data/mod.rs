@@ -5,6 +5,7 @@ pub mod benchmarks;
 pub mod dataset;
 pub mod hub;
 pub mod parquet;
+pub mod prompts;
 pub mod rows;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,297 @@
+//! Completions of an evaluation in a file, as they finish, so that a stopped run can go on.
+//!
+//! One JSON object a line. The first line says what was run; a file of another configuration is
+//! refused, since mixing the two would give a score of neither.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::rollout::{Completion, FinishReason};
+use crate::{Error, Result};
+
+/// What is kept of a completion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoggedCompletion {
+    pub text: String,
+    pub num_tokens: usize,
+    pub finish: FinishReason,
+}
+
+impl From<&Completion> for LoggedCompletion {
+    fn from(completion: &Completion) -> Self {
+        Self {
+            text: completion.text.clone(),
+            num_tokens: completion.tokens.len(),
+            finish: completion.finish,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    problem: usize,
+    sample: usize,
+    #[serde(flatten)]
+    completion: LoggedCompletion,
+}
+
+/// The file and what was found in it.
+#[derive(Debug)]
+pub struct CompletionLog {
+    path: PathBuf,
+    file: File,
+    found: HashMap<(usize, usize), LoggedCompletion>,
+}
+
+const VERSION: u64 = 1;
+/// How the first line starts.
+const START: &[u8] = b"{\"tinylora_eval\"";
+/// A completion of a million tokens is a few megabytes of text.
+const MAX_LINE: u64 = 64 << 20;
+
+impl CompletionLog {
+    /// Opens the file to go on with, or makes it. `configuration` is everything that decides what
+    /// completions look like.
+    ///
+    /// # Errors
+    /// The file is of another configuration (the message names what differs), or no log at all.
+    pub fn open(path: &Path, configuration: &Map<String, Value>) -> Result<Self> {
+        let fail = |e: std::io::Error| Error::file("open", path, e);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(fail)?;
+        let (header, found, whole) = read_log(&file, path)?;
+        if let Some(header) = header {
+            check_same(path, &header, configuration)?;
+            // A line torn by a crash is cut off, so that the next one starts clean.
+            file.set_len(whole).map_err(fail)?;
+            file.seek(SeekFrom::End(0)).map_err(fail)?;
+        } else {
+            file.set_len(0).map_err(fail)?;
+            file.seek(SeekFrom::Start(0)).map_err(fail)?;
+            let header = json!({"tinylora_eval": VERSION, "configuration": configuration});
+            write_line(&mut file, path, &header)?;
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            found,
+        })
+    }
+
+    /// Number of completions found when the file was opened.
+    pub fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Whether the file was new.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// All `k` completions of a problem if every one is there. A problem that is only partly
+    /// there is run again as a whole: its draws do not depend on when they are made.
+    pub fn take_problem(&mut self, problem: usize, k: usize) -> Option<Vec<LoggedCompletion>> {
+        if !(0..k).all(|sample| self.found.contains_key(&(problem, sample))) {
+            return None;
+        }
+        (0..k)
+            .map(|sample| self.found.remove(&(problem, sample)))
+            .collect()
+    }
+
+    /// Adds a completion; it is with the operating system when this returns.
+    pub fn append(
+        &mut self,
+        problem: usize,
+        sample: usize,
+        completion: &LoggedCompletion,
+    ) -> Result<()> {
+        let line = Line {
+            problem,
+            sample,
+            completion: completion.clone(),
+        };
+        write_line(&mut self.file, &self.path, &line)
+    }
+}
+
+fn write_line(file: &mut File, path: &Path, line: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec(line).map_err(|e| Error::Internal(e.to_string()))?;
+    bytes.push(b'\n');
+    // One call a line: a kill leaves whole lines and at most one torn at the end.
+    file.write_all(&bytes)
+        .map_err(|e| Error::file("write", path, e))
+}
+
+type Found = HashMap<(usize, usize), LoggedCompletion>;
+
+/// The configuration, the completions, and the length of the part made of whole lines.
+fn read_log(file: &File, path: &Path) -> Result<(Option<Map<String, Value>>, Found, u64)> {
+    let bad = |number: usize, why: &str| {
+        Error::data(format!(
+            "{} line {number} {why}: it is not a log of completions; move it away or choose another folder",
+            path.display()
+        ))
+    };
+    let mut reader = BufReader::new(file);
+    let (mut header, mut found) = (None, HashMap::new());
+    let (mut whole, mut number, mut line) = (0u64, 0usize, Vec::new());
+    loop {
+        line.clear();
+        number += 1;
+        (&mut reader)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line)
+            .map_err(|e| Error::file("read", path, e))?;
+        if line.last() != Some(&b'\n') {
+            if line.len() as u64 == MAX_LINE {
+                return Err(bad(number, "is too long"));
+            }
+            // The end of the file, or a line torn by a crash. A torn first line belongs to a log
+            // only if it starts as one.
+            if header.is_none() && !START.starts_with(&line) && !line.starts_with(START) {
+                return Err(bad(number, "is incomplete"));
+            }
+            return Ok((header, found, whole));
+        }
+        if header.is_none() {
+            let value: Value =
+                serde_json::from_slice(&line).map_err(|_| bad(number, "is not valid JSON"))?;
+            if value["tinylora_eval"] != json!(VERSION) {
+                return Err(bad(number, "has no known version"));
+            }
+            header = Some(
+                value["configuration"]
+                    .as_object()
+                    .cloned()
+                    .ok_or_else(|| bad(number, "has no configuration"))?,
+            );
+        } else {
+            let line: Line =
+                serde_json::from_slice(&line).map_err(|_| bad(number, "is not a completion"))?;
+            found.insert((line.problem, line.sample), line.completion);
+        }
+        whole += line.len() as u64;
+    }
+}
+
+fn check_same(path: &Path, old: &Map<String, Value>, new: &Map<String, Value>) -> Result<()> {
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let value = |map: &Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or_default();
+    let differences: Vec<String> = keys
+        .into_iter()
+        .map(|key| (key, value(old, key), value(new, key)))
+        .filter(|(_, was, is)| was != is)
+        .map(|(key, was, is)| format!("{key} was {was}, is {is}"))
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "{} holds completions of another evaluation ({}): choose another folder, or move it away",
+        path.display(),
+        differences.join("; ")
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configuration(temperature: f64) -> Map<String, Value> {
+        json!({"model": "m", "temperature": temperature})
+            .as_object()
+            .cloned()
+            .unwrap()
+    }
+
+    fn completion(text: &str) -> LoggedCompletion {
+        LoggedCompletion {
+            text: text.to_string(),
+            num_tokens: 3,
+            finish: FinishReason::Eos,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_found_again_problem_by_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let mut log = CompletionLog::open(&path, &configuration(0.5)).unwrap();
+        assert!(log.is_empty());
+        for (problem, sample) in [(0, 0), (0, 1), (1, 1)] {
+            let text = format!("{problem}\n{sample}");
+            log.append(problem, sample, &completion(&text)).unwrap();
+        }
+        drop(log);
+        let mut log = CompletionLog::open(&path, &configuration(0.5)).unwrap();
+        assert_eq!(log.len(), 3);
+        let first = log.take_problem(0, 2).unwrap();
+        assert_eq!(first[1], completion("0\n1"));
+        assert!(log.take_problem(1, 2).is_none());
+        assert!(log.take_problem(2, 2).is_none());
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let mut log = CompletionLog::open(&path, &configuration(0.0)).unwrap();
+        log.append(0, 0, &completion("a")).unwrap();
+        log.append(1, 0, &completion("b")).unwrap();
+        drop(log);
+        let content = std::fs::read(&path).unwrap();
+        // Every possible length of a file that a kill could leave.
+        for length in 0..content.len() {
+            std::fs::write(&path, &content[..length]).unwrap();
+            let mut log = CompletionLog::open(&path, &configuration(0.0)).unwrap();
+            let found = log.len();
+            assert_eq!(
+                found,
+                content[..length]
+                    .iter()
+                    .filter(|&&b| b == b'\n')
+                    .count()
+                    .saturating_sub(1)
+            );
+            log.append(7, 0, &completion("c")).unwrap();
+            drop(log);
+            let log = CompletionLog::open(&path, &configuration(0.0)).unwrap();
+            assert_eq!(log.len(), found + 1, "{length}");
+        }
+    }
+
+    #[test]
+    fn another_configuration_is_refused_with_its_difference() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        drop(CompletionLog::open(&path, &configuration(0.0)).unwrap());
+        let error = CompletionLog::open(&path, &configuration(1.0)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error.to_string().contains("temperature was 0.0, is 1.0"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn foreign_files_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        for content in ["{\"a\":1}\n", "hello", "\n", "{\"tinylora_eval\":9}\n"] {
+            std::fs::write(&path, content).unwrap();
+            assert!(CompletionLog::open(&path, &configuration(0.0)).is_err());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+    }
+}
