@@ -9,6 +9,8 @@ mod grpo;
 mod model;
 mod optim;
 mod parse;
+#[cfg(test)]
+mod reference;
 mod reward;
 mod rollout;
 mod schema;
