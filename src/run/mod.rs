@@ -7,6 +7,7 @@ pub mod jsonl;
 pub mod lock;
 pub mod logs;
 pub mod metrics;
+pub mod plan;
 pub mod plot;
 pub mod progress;
 pub mod signals;
