@@ -89,6 +89,7 @@ impl StoredDtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdapterSpec {
+    /// Family of the adapter.
     #[serde(rename = "type")]
     pub kind: AdapterKind,
     /// Rank of ΔW. The paper uses 2 in all main runs.
@@ -97,7 +98,9 @@ pub struct AdapterSpec {
     pub u: usize,
     /// Modules that share one group (`tinylora`, `tie` = tiled or structured).
     pub n_tie: usize,
+    /// How modules share their numbers.
     pub tie: Tie,
+    /// On which side of R the singular values stand (PEFT: `split`).
     pub sigma: Sigma,
     /// Key of everything random in the adapter: P of `tinylora`, the start of `lora` and `lora-xs`.
     pub projection_seed: u64,

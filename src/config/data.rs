@@ -82,14 +82,19 @@ impl DataConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FieldMapping {
+    /// The question.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// The reference answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
+    /// The worked solution, which SFT learns from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub solution: Option<String>,
+    /// What identifies a problem in logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Difficulty, for `levels`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
 }

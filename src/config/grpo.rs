@@ -70,7 +70,9 @@ pub struct GrpoConfig {
     pub max_prompt_length: Option<usize>,
     /// Most tokens sampled for a completion.
     pub max_completion_length: usize,
+    /// Softmax temperature, of sampling and of the log-probabilities in the loss.
     pub temperature: f64,
+    /// Nucleus mass kept when sampling; 1 keeps all.
     pub top_p: f64,
     /// Tokens kept when sampling; 0 keeps all.
     pub top_k: usize,
@@ -79,7 +81,9 @@ pub struct GrpoConfig {
     /// Strings that end a completion.
     pub stop: Vec<String>,
 
+    /// How token losses are put together.
     pub loss_type: LossType,
+    /// Whether a probability ratio belongs to a token or to a completion (GSPO).
     pub importance_sampling_level: ImportanceSamplingLevel,
     /// Lower clip distance, and the upper one unless `epsilon_high` is given.
     pub epsilon: f64,
@@ -93,6 +97,7 @@ pub struct GrpoConfig {
     /// default); `false` is the plain k3 estimate.
     pub use_bias_correction_kl: bool,
 
+    /// What centred rewards are divided by.
     pub scale_rewards: ScaleRewards,
     /// One weight a reward function; all 1 when absent.
     pub reward_weights: Option<Vec<f64>>,
@@ -106,10 +111,13 @@ pub struct GrpoConfig {
     /// Weigh by trainer/sampler probability when the rollouts come from another engine.
     #[serde(alias = "vllm_importance_sampling_correction")]
     pub importance_sampling_correction: bool,
+    /// What that weight is.
     #[serde(alias = "vllm_importance_sampling_mode")]
     pub importance_sampling_mode: ImportanceSamplingMode,
+    /// Its upper bound.
     #[serde(alias = "vllm_importance_sampling_clip_max")]
     pub importance_sampling_clip_max: Option<f64>,
+    /// Its lower bound.
     #[serde(alias = "vllm_importance_sampling_clip_min")]
     pub importance_sampling_clip_min: Option<f64>,
 

@@ -21,14 +21,19 @@ pub enum LrSchedulerType {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
+    /// Largest learning rate of the schedule.
     pub learning_rate: f64,
+    /// Shape of the learning rate over the run.
     pub lr_scheduler_type: LrSchedulerType,
     /// Updates of linear warm-up; a value below 1 is a share of all updates.
     pub warmup_steps: f64,
     /// Share of all updates spent on warm-up; `warmup_steps` wins when both are given.
     pub warmup_ratio: f64,
+    /// Decay of the running mean of the gradient.
     pub adam_beta1: f64,
+    /// Decay of the running mean of the squared gradient.
     pub adam_beta2: f64,
+    /// Added to the root of the latter.
     pub adam_epsilon: f64,
     /// Decoupled weight decay: each update shrinks a parameter by `learning_rate` × this.
     pub weight_decay: f64,

@@ -38,7 +38,9 @@ fn shape(model: &ModelConfig, kind: ModuleKind) -> (usize, usize) {
 
 fn weights(model: &ModelConfig) -> usize {
     let sizes = expected_tensors(model).into_iter();
-    sizes.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    sizes
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum()
 }
 
 /// Peak memory by use, in bytes: an estimate to see orders of magnitude by.

@@ -1,0 +1,179 @@
+//! Evaluation before, during and after training.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+use super::directory::RunDirectory;
+use super::fs;
+use super::progress::Progress;
+use super::training::Evaluation;
+use crate::Result;
+use crate::adapter::Adapter;
+use crate::config::Config;
+use crate::eval::{self, CompletionLog, EvalOptions, EvalResult, EvalSet, SetOptions};
+use crate::model::{Model, Tokenizer};
+use crate::rollout::NativeEngine;
+
+/// The data sets of `[eval]` with their prompts.
+pub struct Evaluator {
+    sets: Vec<EvalSet>,
+    /// Greedy or as configured, and at temperature 1 when that is asked for as well.
+    passes: Vec<Pass>,
+    max_batch_size: usize,
+    folder: PathBuf,
+    progress: Progress,
+}
+
+struct Pass {
+    /// In front of the metrics' names.
+    prefix: &'static str,
+    options: EvalOptions,
+}
+
+impl Evaluator {
+    /// Reads the data sets; `None` when there are none.
+    ///
+    /// # Errors
+    /// An unknown benchmark, unreadable data, a prompt the checkpoint has no chat template for.
+    pub fn load(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<EvalSet>> {
+        let options = SetOptions {
+            data_dir: config.data.data_dir.clone(),
+            limit: config.eval.limit,
+            fields: config.data.fields.clone(),
+            on_bad_row: config.data.on_bad_row,
+            ..SetOptions::default()
+        };
+        let load = |name: &String| EvalSet::load(name, tokenizer, &options);
+        config.eval.data.iter().map(load).collect()
+    }
+
+    /// Makes ready to evaluate into `evaluations/` of the run.
+    pub fn new(
+        config: &Config,
+        sets: Vec<EvalSet>,
+        model: &Model,
+        directory: &RunDirectory,
+        progress: Progress,
+    ) -> Result<Self> {
+        let context = model.decoder.config.max_position_embeddings;
+        let base = EvalOptions {
+            max_tokens: Some(
+                config
+                    .eval
+                    .max_tokens
+                    .unwrap_or(config.grpo.max_completion_length),
+            ),
+            seed: config.train.seed,
+            ..EvalOptions::greedy(model.tokenizer.eos_ids(), context)
+        };
+        let mut passes = vec![Pass {
+            prefix: "",
+            options: EvalOptions {
+                temperature: config.eval.temperature,
+                samples_per_problem: config.eval.samples_per_problem,
+                ..base.clone()
+            },
+        }];
+        if config.eval.sampled {
+            let options = EvalOptions {
+                temperature: 1.0,
+                ..base
+            };
+            passes.push(Pass {
+                prefix: "sampled_",
+                options,
+            });
+        }
+        let folder = directory.path().join("evaluations");
+        fs::create_dir_all(&folder)?;
+        Ok(Self {
+            sets,
+            passes,
+            max_batch_size: config.rollout.max_batch_size,
+            folder,
+            progress,
+        })
+    }
+
+    /// Evaluates the adapter after `step` on every data set.
+    ///
+    /// Completions go to `evaluations/` as they finish, so that an interrupted evaluation goes on
+    /// where it stopped.
+    pub fn evaluate(&self, step: u64, model: &Model, adapter: &Adapter) -> Result<Evaluation> {
+        let mut evaluation = Evaluation {
+            step,
+            ..Evaluation::default()
+        };
+        for set in &self.sets {
+            let mut scores = Map::new();
+            for pass in &self.passes {
+                let result = self.run(step, set, pass, model, adapter)?;
+                if evaluation.score.is_none() {
+                    evaluation.score = result.metrics.first().map(|m| m.value);
+                }
+                evaluation.seconds += result.seconds;
+                for metric in &result.metrics {
+                    let name = format!("{}{}", pass.prefix, metric.name);
+                    if let Some(stderr) = metric.stderr {
+                        scores.insert(format!("{name}_stderr"), stderr.into());
+                    }
+                    scores.insert(name, metric.value.into());
+                }
+            }
+            evaluation
+                .scores
+                .insert(set.name.clone(), Value::Object(scores));
+        }
+        Ok(evaluation)
+    }
+
+    fn run(
+        &self,
+        step: u64,
+        set: &EvalSet,
+        pass: &Pass,
+        model: &Model,
+        adapter: &Adapter,
+    ) -> Result<EvalResult> {
+        let name = format!("step-{step:06}-{}{}.jsonl", pass.prefix, set.name);
+        let path = self.folder.join(name);
+        let mut log = CompletionLog::open(&path, &configuration(step, set, pass))?;
+        let mut engine = NativeEngine::new(&model.decoder, &model.tokenizer, self.max_batch_size);
+        let total = set.problems.len() * pass.options.samples_per_problem;
+        let label = format!("evaluating {}{}", pass.prefix.replace('_', " "), set.name);
+        let bar = self.progress.bar(&label, total as u64);
+        let result = eval::evaluate(
+            &mut engine,
+            Some(adapter),
+            set,
+            &pass.options,
+            Some(&mut log),
+            &mut |state| {
+                let rate = state.tokens as f64 / state.seconds.max(1e-9);
+                bar.set_message(format!("score {:.3} · {rate:.0} tok/s", state.score));
+                bar.set_position(state.done as u64);
+            },
+        );
+        bar.finish();
+        result
+    }
+}
+
+/// What decides the completions of an evaluation within its run.
+fn configuration(step: u64, set: &EvalSet, pass: &Pass) -> Map<String, Value> {
+    let options = &pass.options;
+    let value = json!({
+        "step": step,
+        "data": set.name,
+        "problems": set.problems.len(),
+        "temperature": options.temperature,
+        "samples_per_problem": options.samples_per_problem,
+        "max_tokens": options.max_tokens,
+        "seed": options.seed,
+    });
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
