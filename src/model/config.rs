@@ -48,6 +48,15 @@ impl Dtype {
         }
     }
 
+    /// The nearest value of this format.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Self::F32 => x,
+            Self::F16 => half::f16::from_f32(x).to_f32(),
+            Self::Bf16 => half::bf16::from_f32(x).to_f32(),
+        }
+    }
+
     /// The spelling of config.json (`torch_dtype`, `dtype`).
     pub fn torch_name(self) -> &'static str {
         match self {
