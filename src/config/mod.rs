@@ -111,8 +111,14 @@ impl Config {
 
     /// The resolved configuration as a file. It reads back to an equal [`Config`].
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self)
-            .map_err(|e| Error::Internal(format!("cannot write the configuration: {e}")))
+        let mut text = toml::to_string(self)
+            .map_err(|e| Error::Internal(format!("cannot write the configuration: {e}")))?;
+        for name in parse::unset_against_default(self)? {
+            let (table, key) = name.rsplit_once('.').unwrap_or(("", name));
+            let header = format!("[{table}]\n");
+            text = text.replacen(&header, &format!("{header}{key} = \"none\"\n"), 1);
+        }
+        Ok(text)
     }
 
     /// The keys that define the run, by dotted name, for the check on resuming.
@@ -145,6 +151,7 @@ fn flatten(
                 flatten(&name, value, keys);
             }
         }
+        serde_json::Value::Null => {}
         value => {
             keys.insert(prefix.to_owned(), value);
         }

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use serde::Deserialize;
+use serde_json::{Map, Value as Json};
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Table, Value};
 
@@ -16,9 +17,10 @@ const ALIASES: &[(&str, &str)] = &[("train.method", "method")];
 /// Every key of a configuration by its dotted name.
 static KEYS: LazyLock<Vec<(String, Kind)>> = LazyLock::new(schema::keys::<Config>);
 
-/// Checked keys and values on their way to a [`Config`].
+/// Checked keys and values on their way to a [`Config`]. As JSON, since TOML has no null, which a
+/// key takes that is unset against its default.
 #[derive(Default)]
-pub struct Values(Table);
+pub struct Values(Map<String, Json>);
 
 impl Values {
     /// Takes a file's text; `origin` names it in messages.
@@ -65,7 +67,7 @@ impl Values {
 
     /// The configuration with defaults for what was not given.
     pub fn finish(self) -> Result<Config> {
-        Config::deserialize(self.0).map_err(|e| Error::config(e.message()))
+        Config::deserialize(Json::Object(self.0)).map_err(Error::config)
     }
 
     /// Sets one key; the message names it.
@@ -77,17 +79,31 @@ impl Values {
         let Some((_, kind)) = KEYS.iter().find(|(known, _)| known == name) else {
             return Err(unknown(name));
         };
-        let Some(value) = kind.check(value).map_err(|m| format!("{name}: {m}"))? else {
-            remove(&mut self.0, name);
-            return Ok(());
+        let value = match kind.check(value).map_err(|m| format!("{name}: {m}"))? {
+            Some(value) => serde_json::to_value(value).map_err(|e| format!("{name}: {e}"))?,
+            None => Json::Null,
         };
         // What the type alone cannot tell (a device's name) is tried with this key by itself.
-        let mut alone = Table::new();
+        let mut alone = Map::new();
         insert(&mut alone, name, value.clone());
-        Config::deserialize(alone).map_err(|e| format!("{name}: {}", e.message()))?;
+        Config::deserialize(Json::Object(alone)).map_err(|e| format!("{name}: {e}"))?;
         insert(&mut self.0, name, value);
         Ok(())
     }
+}
+
+/// Keys that `config` leaves unset though they have a default: their absence would not say so.
+pub fn unset_against_default(config: &Config) -> Result<Vec<&'static str>> {
+    let json = |config: &Config| serde_json::to_value(config).map_err(Error::config);
+    let (given, default) = (json(config)?, json(&Config::default())?);
+    let has = |value: &Json, key: &str| {
+        let found = key.split('.').try_fold(value, |v, part| v.get(part));
+        found.is_some_and(|v| !v.is_null())
+    };
+    let keys = KEYS.iter().map(|(key, _)| key.as_str());
+    Ok(keys
+        .filter(|key| has(&default, key) && !has(&given, key))
+        .collect())
 }
 
 struct Leaf {
@@ -136,7 +152,7 @@ fn typed(text: &str) -> Value {
         .unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-fn insert(table: &mut Table, name: &str, value: Value) {
+fn insert(table: &mut Map<String, Json>, name: &str, value: Json) {
     match name.split_once('.') {
         None => {
             table.insert(name.to_owned(), value);
@@ -144,22 +160,9 @@ fn insert(table: &mut Table, name: &str, value: Value) {
         Some((first, rest)) => {
             let inner = table
                 .entry(first)
-                .or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(inner) = inner {
+                .or_insert_with(|| Json::Object(Map::new()));
+            if let Json::Object(inner) = inner {
                 insert(inner, rest, value);
-            }
-        }
-    }
-}
-
-fn remove(table: &mut Table, name: &str) {
-    match name.split_once('.') {
-        None => {
-            table.remove(name);
-        }
-        Some((first, rest)) => {
-            if let Some(Value::Table(inner)) = table.get_mut(first) {
-                remove(inner, rest);
             }
         }
     }

@@ -68,7 +68,18 @@ fn document() -> String {
     let defaults = toml::Value::try_from(Config::default()).unwrap();
     let mut text = String::new();
     let mut section = "";
-    let keys = schema::keys::<Config>();
+    let mut keys = schema::keys::<Config>();
+    // Tables within a section come after its own keys, as they do in a file.
+    let order = |name: &str| {
+        let section = name.split('.').next().map(str::to_owned);
+        let sections = schema::keys::<Config>();
+        let starts = |n: &str| n.split('.').next() == section.as_deref();
+        (
+            sections.iter().position(|(n, _)| starts(n)),
+            name.matches('.').count(),
+        )
+    };
+    keys.sort_by_cached_key(|(name, _)| order(name));
     for (name, kind) in &keys {
         let (table, key) = name.rsplit_once('.').unwrap_or(("", name));
         let mut holder = "Config".to_owned();
@@ -85,7 +96,10 @@ fn document() -> String {
             if table.is_empty() {
                 text.push_str("\n| key | default | |\n|---|---|---|\n");
             } else {
-                let _ = write!(text, "\n**`[{table}]`**\n\n| key | default | |\n|---|---|---|\n");
+                let _ = write!(
+                    text,
+                    "\n**`[{table}]`**\n\n| key | default | |\n|---|---|---|\n"
+                );
             }
         }
         let default = name.split('.').try_fold(&defaults, |v, part| v.get(part));
@@ -130,7 +144,12 @@ fn readme_has_the_current_reference() {
 #[test]
 fn every_key_but_the_other_spellings_is_documented() {
     let text = document();
-    for key in ["`method`", "`n_tie`", "`num_generations`", "`learning_rate`"] {
+    for key in [
+        "`method`",
+        "`n_tie`",
+        "`num_generations`",
+        "`learning_rate`",
+    ] {
         assert!(text.contains(&format!("| {key} |")), "{key}");
     }
     assert!(text.contains(&format!("`{}`", Method::Sft.name())));

@@ -55,6 +55,10 @@ fn none_unsets_a_key_of_the_file() {
     let text = format!("{MODEL}[train]\nmax_steps = 5\n");
     let config = load(&text, &["train.max_steps=none"]).unwrap();
     assert_eq!(config.train.max_steps, None);
+    // Also one that is set by default, and the resolved file says so.
+    let config = load(&text, &["sft.max_length=none"]).unwrap();
+    assert_eq!(config.sft.max_length, None);
+    assert_eq!(load(&config.to_toml().unwrap(), &[]).unwrap(), config);
 }
 
 #[test]
