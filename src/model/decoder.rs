@@ -16,6 +16,7 @@ use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::linear::{self, Matrix};
 use crate::ops::rope::{RopeTable, Rotation};
 use crate::ops::{Layout, Span, head, rms_norm, rope, swiglu};
+use crate::run::signals;
 use crate::{Error, Result};
 
 /// A frozen model without its tokenizer.
@@ -123,6 +124,7 @@ impl Decoder {
         let pass = self.pass(adapter, spans, &rotation);
         let mut x = pass.weights.embedding.rows(tokens)?;
         for (layer, kv) in cache.layers.iter_mut().enumerate() {
+            signals::check()?;
             x = pass.block(layer, x, kv, false)?.0;
         }
         self.final_norm(pass.weights, &x)
@@ -142,6 +144,7 @@ impl Decoder {
         let mut x = pass.weights.embedding.rows(tokens)?;
         let mut blocks = Vec::with_capacity(self.config.num_hidden_layers);
         for layer in 0..self.config.num_hidden_layers {
+            signals::check()?;
             let mut kv = self.scratch_kv(layout);
             let activations = keep == Keep::Activations;
             let (y, kept) = pass.block(layer, x.clone(), &mut kv, activations)?;
@@ -193,6 +196,7 @@ impl Decoder {
             if layer < lowest {
                 return Ok(());
             }
+            signals::check()?;
             let kept = match kept {
                 Kept::Activations(kept) => *kept,
                 Kept::Input(x) => {
