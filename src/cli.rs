@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{DeviceSpec, WeightDtype};
 use crate::reward::Grader;
-use crate::{Error, commands};
+use crate::{Error, Result, commands};
 
 /// Teach a language model to reason with a handful of numbers: TinyLoRA + GRPO.
 #[derive(Debug, Parser)]
@@ -51,6 +51,12 @@ pub struct GlobalArgs {
 enum Command {
     /// Train an adapter; without --config, the embedded quick start
     Train(commands::train::TrainArgs),
+    /// Score a model on benchmarks or on your own problems
+    Eval(commands::eval::EvalArgs),
+    /// Go on from a prompt
+    Generate(commands::generate::GenerateArgs),
+    /// Log-probabilities of given completions
+    Score(commands::score::ScoreArgs),
     /// Grade answers: rows with `gold` and `completion` or `pred` get `extracted` and `correct`
     Grade {
         /// gsm8k, gsm8k-flexible, lm-eval-strict, lm-eval-flexible or math
@@ -67,10 +73,11 @@ pub fn main() -> ExitCode {
     init_logging(&global);
     let result = match command {
         Command::Train(args) => commands::train::run(args, &global),
+        Command::Eval(args) => to_stdout(|out| commands::eval::run(&args, &global, out)),
+        Command::Generate(args) => to_stdout(|out| commands::generate::run(&args, &global, out)),
+        Command::Score(args) => to_stdout(|out| commands::score::run(&args, &global, out)),
         Command::Grade { reward, file } => {
-            let mut out = BufWriter::new(std::io::stdout().lock());
-            commands::grade::run(reward, &file, &mut out)
-                .and_then(|()| out.flush().map_err(|e| Error::data(format!("stdout: {e}"))))
+            to_stdout(|out| commands::grade::run(reward, &file, out))
         }
     };
     match result {
@@ -80,6 +87,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Runs a command whose results go to stdout.
+fn to_stdout(run: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    run(&mut out)?;
+    out.flush().map_err(|e| Error::data(format!("stdout: {e}")))
 }
 
 /// Log lines go to stderr; `RUST_LOG` overrides the flags.

@@ -1,4 +1,8 @@
 //! One file a subcommand: its arguments and a page that calls the library.
 
+pub mod eval;
+pub mod generate;
 pub mod grade;
+pub mod open;
+pub mod score;
 pub mod train;

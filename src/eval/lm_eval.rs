@@ -10,6 +10,8 @@ use sha2::{Digest, Sha256};
 use super::compare::compare;
 use super::runner::{EvalResult, MetricValue};
 use super::set::EvalSet;
+use crate::run::directory::civil_date;
+use crate::run::fs;
 use crate::{Error, Result};
 
 /// One task of a run: with an adapter, or the base model alone.
@@ -129,7 +131,7 @@ impl RunReport {
     /// Writes `results_<date>.json` and `samples_<task>_<date>.jsonl` (and those of the base
     /// model) into a folder. Gives the path of the results file.
     pub fn write(&self, folder: &Path) -> Result<PathBuf> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::file("create", folder, e))?;
+        fs::create_dir_all(folder)?;
         let date = file_date(self.started);
         for task in &self.tasks {
             let name = &task.set.name;
@@ -144,7 +146,7 @@ impl RunReport {
         let mut text = serde_json::to_string_pretty(&self.to_json())
             .map_err(|e| Error::Internal(e.to_string()))?;
         text.push('\n');
-        write(&path, &text)?;
+        fs::write_atomic(&path, text.as_bytes())?;
         Ok(path)
     }
 }
@@ -243,11 +245,7 @@ fn write_samples(path: &Path, set: &EvalSet, result: &EvalResult) -> Result<()> 
             text.push('\n');
         }
     }
-    write(path, &text)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::file("write", path, e))
+    fs::write_atomic(path, text.as_bytes())
 }
 
 fn hash(text: &str) -> String {
@@ -289,21 +287,6 @@ fn file_date(time: SystemTime) -> String {
         of_day % 60,
         elapsed.subsec_micros()
     )
-}
-
-/// Year, month and day of a number of days since 1970-01-01 (Gregorian).
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Years are counted from March, so that the leap day is the last of its year; one era is 400.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
 }
 
 #[cfg(test)]

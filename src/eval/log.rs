@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
+use super::runner::EvalOptions;
+use super::set::EvalSet;
+use crate::adapter::Adapter;
 use crate::rollout::{Completion, FinishReason};
 use crate::{Error, Result};
 
@@ -122,6 +126,57 @@ impl CompletionLog {
             completion: completion.clone(),
         };
         write_line(&mut self.file, &self.path, &line)
+    }
+}
+
+/// Everything that decides what the completions of a task look like, for [`CompletionLog::open`].
+/// Graders are not part of it: completions read back are graded again.
+pub fn configuration(
+    set: &EvalSet,
+    options: &EvalOptions,
+    model_hash: &str,
+    adapter: Option<&Adapter>,
+) -> Result<Map<String, Value>> {
+    let sampling = options.sampling(set)?;
+    let mut prompts = Sha256::new();
+    for prompt in &set.prompts {
+        prompts.update((prompt.tokens.len() as u64).to_le_bytes());
+        for token in &prompt.tokens {
+            prompts.update(token.to_le_bytes());
+        }
+    }
+    let adapter = adapter
+        .map(|adapter| -> Result<Value> {
+            let mut parameters = Sha256::new();
+            for value in adapter.rounded_parameters() {
+                parameters.update(value.to_le_bytes());
+            }
+            Ok(json!({
+                "spec": serde_json::to_value(adapter.spec())
+                    .map_err(|e| Error::Internal(e.to_string()))?,
+                "parameters": format!("{:x}", parameters.finalize()),
+            }))
+        })
+        .transpose()?;
+    let value = json!({
+        "task": set.name,
+        "problems": set.problems.len(),
+        "prompts": format!("{:x}", prompts.finalize()),
+        "model": model_hash,
+        "adapter": adapter,
+        "samples_per_problem": options.samples_per_problem,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": sampling.stop,
+        "eos": sampling.eos,
+        "seed": sampling.seed,
+    });
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::Internal(format!("{other} is no object"))),
     }
 }
 

@@ -12,7 +12,7 @@ mod table;
 
 pub use compare::{Comparison, McNemar, compare};
 pub use lm_eval::{RunReport, TaskReport, metrics_object};
-pub use log::{CompletionLog, LoggedCompletion};
+pub use log::{CompletionLog, LoggedCompletion, configuration};
 pub use runner::{EvalOptions, EvalProgress, EvalResult, EvalSample, MetricValue, evaluate};
 pub use set::{EvalSet, SetOptions};
 pub use table::table;

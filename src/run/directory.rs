@@ -188,7 +188,7 @@ fn timestamp(now: SystemTime) -> String {
 }
 
 /// Date of a day counted from 1970-01-01, by whole 400-year cycles of years that begin in March.
-fn civil_date(days: u64) -> (u64, u64, u64) {
+pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468; // from 0000-03-01
     let (cycle, day_of_cycle) = (days / 146_097, days % 146_097);
     let year_of_cycle =

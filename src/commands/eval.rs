@@ -1,0 +1,275 @@
+//! `tinylora eval`: benchmark scores with standard errors.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use clap::Args;
+
+use super::open::{ModelArgs, Opened};
+use crate::adapter::Adapter;
+use crate::cli::GlobalArgs;
+use crate::config::{FieldMapping, OnBadRow};
+use crate::data::prompts::Template;
+use crate::eval::{
+    CompletionLog, EvalOptions, EvalResult, EvalSet, RunReport, SetOptions, TaskReport,
+    configuration, evaluate, table,
+};
+use crate::reward::Grader;
+use crate::rollout::NativeEngine;
+use crate::run::fs;
+use crate::run::progress::Progress;
+use crate::{Error, Result};
+
+/// Arguments of `tinylora eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Benchmarks by name: gsm8k, svamp, math500, minerva_math, gaokao2023en, olympiadbench,
+    /// college_math, aime24, amc23, math
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        required_unless_present = "data"
+    )]
+    benchmark: Vec<String>,
+    /// A .jsonl, .json or .parquet file with problems and answers (repeatable)
+    #[arg(long, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Folder with <name>/<split>.jsonl files, looked into before the hub
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Column of --data that holds the problem
+    #[arg(long, value_name = "COLUMN")]
+    problem_field: Option<String>,
+    /// Column of --data that holds the answer
+    #[arg(long, value_name = "COLUMN")]
+    answer_field: Option<String>,
+    /// Leave rows of --data out that cannot be used, instead of stopping
+    #[arg(long)]
+    skip_bad_rows: bool,
+    /// Only the first N problems of each task
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Completions of each problem: gives avg@K and pass@k
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    samples_per_problem: usize,
+    /// Most tokens of a completion [default: the task's own number]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// 0 is greedy [default: 0, or 1 with several completions]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Nucleus mass; 1 keeps every token
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+    /// Raw prompts with N worked examples before the problem, as lm-evaluation-harness asks
+    #[arg(long, value_name = "N", conflicts_with = "prompt")]
+    few_shot: Option<usize>,
+    /// Prompt template: gsm8k, qwen-boxed, chat, plain, few-shot-N, or a text with {problem}
+    /// [default: the task's own]
+    #[arg(long, value_name = "TEMPLATE")]
+    prompt: Option<Template>,
+    /// Graders instead of the task's own
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    reward: Vec<Grader>,
+    /// Also evaluate the model without the adapter, and compare the two
+    #[arg(long)]
+    base: bool,
+    /// Completions decoded at once; changes memory and speed, not the result
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch_size: usize,
+    /// Folder for results, samples and completions; an interrupted evaluation goes on from there
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the results object instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
+    let (started, clock) = (SystemTime::now(), Instant::now());
+    args.check()?;
+    let opened = args.model.open(global)?;
+    if args.base && opened.adapter.is_none() {
+        return Err(Error::config("--base needs an --adapter to compare with"));
+    }
+    let options = args.options(&opened, global);
+    let sets = args.sets(&opened, global.quiet)?;
+    for set in &sets {
+        // A task that cannot be run is refused before an hour of others.
+        options.sampling(set)?;
+    }
+    if let Some(folder) = &args.out {
+        fs::create_dir_all(folder)?;
+    }
+    let mut runner = Runner {
+        opened: &opened,
+        options: &options,
+        folder: args.out.as_deref(),
+        progress: Progress::new(global.quiet),
+        batch_size: args.batch_size,
+    };
+    let mut tasks = Vec::new();
+    for set in sets {
+        let base = match args.base {
+            true => Some(runner.run(&set, None)?),
+            false => None,
+        };
+        let result = runner.run(&set, opened.adapter.as_ref())?;
+        tasks.push(TaskReport { set, result, base });
+    }
+    let report = RunReport {
+        model: opened.model.name.clone(),
+        adapter: opened.adapter_name.clone(),
+        dtype: global.dtype.unwrap_or_default().name().to_string(),
+        device: global.device.unwrap_or_default().to_string(),
+        seed: options.seed,
+        limit: args.limit,
+        started,
+        seconds: clock.elapsed().as_secs_f64(),
+        tasks,
+    };
+    if let Some(folder) = &args.out {
+        let path = report.write(folder)?;
+        runner
+            .progress
+            .line(&format!("results in {}", path.display()));
+    }
+    let text = if args.json {
+        format!("{:#}\n", report.to_json())
+    } else {
+        table(&report)
+    };
+    out.write_all(text.as_bytes())
+        .map_err(|e| Error::data(format!("stdout: {e}")))
+}
+
+impl EvalArgs {
+    fn check(&self) -> Result<()> {
+        for (ok, flag, advice) in [
+            (self.limit != Some(0), "--limit", "at least 1"),
+            (
+                self.samples_per_problem >= 1,
+                "--samples-per-problem",
+                "at least 1",
+            ),
+            (self.batch_size >= 1, "--batch-size", "at least 1"),
+            (
+                self.top_p > 0.0 && self.top_p <= 1.0,
+                "--top-p",
+                "above 0 and at most 1",
+            ),
+        ] {
+            if !ok {
+                return Err(Error::config(format!("{flag} must be {advice}")));
+            }
+        }
+        // A mistyped name is refused before the model is loaded.
+        for name in &self.benchmark {
+            crate::data::benchmark(name)?;
+        }
+        Ok(())
+    }
+
+    fn options(&self, opened: &Opened, global: &GlobalArgs) -> EvalOptions {
+        let model = &opened.model;
+        let several = self.samples_per_problem > 1;
+        EvalOptions {
+            samples_per_problem: self.samples_per_problem,
+            temperature: self.temperature.unwrap_or(if several { 1.0 } else { 0.0 }),
+            top_p: self.top_p,
+            max_tokens: self.max_tokens,
+            seed: global.seed.unwrap_or(0),
+            ..EvalOptions::greedy(
+                model.tokenizer.eos_ids(),
+                model.decoder.config.max_position_embeddings,
+            )
+        }
+    }
+
+    fn sets(&self, opened: &Opened, quiet: bool) -> Result<Vec<EvalSet>> {
+        let options = SetOptions {
+            data_dir: self.data_dir.clone(),
+            limit: self.limit,
+            template: self.few_shot.map(Template::FewShot).or(self.prompt.clone()),
+            graders: self.reward.clone(),
+            fields: FieldMapping {
+                problem: self.problem_field.clone(),
+                answer: self.answer_field.clone(),
+                ..FieldMapping::default()
+            },
+            on_bad_row: match self.skip_bad_rows {
+                true => OnBadRow::Skip,
+                false => OnBadRow::Error,
+            },
+            quiet,
+        };
+        let files = self.data.iter().map(|path| path.display().to_string());
+        let names = self.benchmark.iter().cloned().chain(files);
+        let progress = Progress::new(quiet);
+        let mut sets: Vec<EvalSet> = Vec::new();
+        for name in names {
+            let set = EvalSet::load(&name, &opened.model.tokenizer, &options)?;
+            if sets.iter().any(|s| s.name == set.name) {
+                return Err(Error::config(format!(
+                    "two tasks are named {}: their results would overwrite each other",
+                    set.name
+                )));
+            }
+            progress.line(&format!("{}: {}", set.name, set.report.summary()));
+            sets.push(set);
+        }
+        Ok(sets)
+    }
+}
+
+/// Runs tasks with one engine's settings.
+struct Runner<'a> {
+    opened: &'a Opened,
+    options: &'a EvalOptions,
+    folder: Option<&'a Path>,
+    progress: Progress,
+    batch_size: usize,
+}
+
+impl Runner<'_> {
+    fn run(&mut self, set: &EvalSet, adapter: Option<&Adapter>) -> Result<EvalResult> {
+        let model = &self.opened.model;
+        let as_base = adapter.is_none() && self.opened.adapter.is_some();
+        let which = if as_base { "_base" } else { "" };
+        let mut log = match self.folder {
+            Some(folder) => {
+                let path = folder.join(format!("completions_{}{which}.jsonl", set.name));
+                let configuration = configuration(set, self.options, &model.hash, adapter)?;
+                Some(CompletionLog::open(&path, &configuration)?)
+            }
+            None => None,
+        };
+        if let Some(found) = log.as_ref().map(CompletionLog::len).filter(|n| *n > 0) {
+            let line = format!("{}{which}: {found} completions are there already", set.name);
+            self.progress.line(&line);
+        }
+        let total = set.problems.len() * self.options.samples_per_problem;
+        let label = format!("{}{}", set.name, which.replace('_', " "));
+        let bar = self.progress.bar(&label, total as u64);
+        let mut engine = NativeEngine::new(&model.decoder, &model.tokenizer, self.batch_size);
+        let result = evaluate(
+            &mut engine,
+            adapter,
+            set,
+            self.options,
+            log.as_mut(),
+            &mut |state| {
+                let rate = state.tokens as f64 / state.seconds.max(1e-9);
+                bar.set_message(format!("score {:.3} · {rate:.0} tok/s", state.score));
+                bar.set_position(state.done as u64);
+            },
+        );
+        bar.finish();
+        result
+    }
+}

@@ -1,0 +1,139 @@
+//! The model and the adapter that a command's arguments name.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::adapter::Adapter;
+use crate::cli::GlobalArgs;
+use crate::config::WeightDtype;
+use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
+use crate::run::progress::Progress;
+use crate::run::{checkpoint, directory};
+use crate::{Error, Result};
+
+/// Which model and which adapter.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ModelArgs {
+    /// Hugging Face directory, .gguf file or hub id [default: the model of --run]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Adapter: a safetensors file, its one-line text form, a run directory or a PEFT directory
+    #[arg(long, value_name = "ADAPTER")]
+    pub adapter: Option<String>,
+    /// Run whose model and last adapter are taken [default without --model: the newest]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "adapter"])]
+    pub run: Option<PathBuf>,
+}
+
+/// What [`ModelArgs`] name, before anything is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    pub model: String,
+    pub adapter: Option<String>,
+}
+
+/// A model, and an adapter on it if one was named.
+pub struct Opened {
+    pub model: Model,
+    pub adapter: Option<Adapter>,
+    /// As the user named it.
+    pub adapter_name: Option<String>,
+}
+
+impl ModelArgs {
+    /// Fills in what was not given from the run: the named one, that of the adapter, the newest.
+    ///
+    /// # Errors
+    /// No such run, or none at all.
+    pub fn names(&self, progress: Progress) -> Result<Names> {
+        let run_of_adapter = self
+            .adapter
+            .as_deref()
+            .map(Path::new)
+            .filter(|path| path.is_dir())
+            .and_then(|path| directory::find(path).ok());
+        if let Some(model) = &self.model {
+            let adapter = match run_of_adapter {
+                Some(run) => Some(adapter_of(&run)?),
+                None => self.adapter.clone(),
+            };
+            return Ok(Names {
+                model: model.clone(),
+                adapter,
+            });
+        }
+        let run = match (&self.run, run_of_adapter) {
+            (Some(run), _) => directory::find(run)?,
+            (None, Some(run)) => run,
+            (None, None) => {
+                let run = directory::newest()?;
+                progress.line(&format!("the newest run is {}", run.display()));
+                run
+            }
+        };
+        let model = directory::config_of(&run)?.model.path;
+        // An adapter that is no run of its own goes onto the newest run's model.
+        let adapter = match &self.adapter {
+            Some(adapter) if !Path::new(adapter).is_dir() => adapter.clone(),
+            _ => adapter_of(&run)?,
+        };
+        Ok(Names {
+            model,
+            adapter: Some(adapter),
+        })
+    }
+
+    /// Loads what [`Self::names`] gives.
+    pub fn open(&self, global: &GlobalArgs) -> Result<Opened> {
+        let progress = Progress::new(global.quiet);
+        let names = self.names(progress)?;
+        let model = load_model(&names.model, global)?;
+        let adapter = names
+            .adapter
+            .as_deref()
+            .map(|name| load_adapter(name, &model))
+            .transpose()?;
+        Ok(Opened {
+            model,
+            adapter,
+            adapter_name: names.adapter,
+        })
+    }
+}
+
+fn adapter_of(run: &Path) -> Result<String> {
+    checkpoint::last_adapter(&directory::checkpoints(run))
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| {
+            Error::data(format!(
+                "{} has no checkpoint to take an adapter from",
+                run.display()
+            ))
+        })
+}
+
+/// The model as `--device` and `--dtype` want it.
+pub fn load_model(source: &str, global: &GlobalArgs) -> Result<Model> {
+    let options = LoadOptions {
+        device: global.device.unwrap_or_default().open()?,
+        dtype: match global.dtype.unwrap_or_default() {
+            WeightDtype::Auto => None,
+            WeightDtype::F32 => Some(Dtype::F32),
+            WeightDtype::Bf16 => Some(Dtype::Bf16),
+            WeightDtype::F16 => Some(Dtype::F16),
+        },
+        open: OpenOptions {
+            quiet: global.quiet,
+            ..OpenOptions::default()
+        },
+        ..LoadOptions::default()
+    };
+    Model::load(source, &options)
+}
+
+fn load_adapter(name: &str, _model: &Model) -> Result<Adapter> {
+    Err(Error::config(format!(
+        "--adapter {name}: adapter files cannot be read yet"
+    )))
+}
