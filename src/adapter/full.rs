@@ -100,6 +100,19 @@ impl Adapter {
     pub fn trains_weights(&self) -> bool {
         self.full_weights().is_some()
     }
+
+    /// Parameters that weight decay spares: the norms' weights and the biases of kind `full`.
+    pub fn without_decay(&self) -> Vec<Range<usize>> {
+        let Core::Full(full) = &self.core else {
+            return Vec::new();
+        };
+        let spared = |name: &str| name.ends_with("norm.weight") || name.ends_with(".bias");
+        let ranges = full.places.ranges.iter();
+        ranges
+            .filter(|(name, _)| spared(name))
+            .map(|(_, range)| range.clone())
+            .collect()
+    }
 }
 
 impl Gradients {

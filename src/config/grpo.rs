@@ -123,6 +123,9 @@ pub struct GrpoConfig {
 
     /// Tokens of one forward/backward pass. Groups stay together unless one alone is larger.
     pub micro_batch_tokens: usize,
+    /// Compute each block's activations again on the way back instead of keeping them; absent: when
+    /// they would be large.
+    pub gradient_checkpointing: Option<bool>,
 }
 
 impl Default for GrpoConfig {
@@ -155,7 +158,8 @@ impl Default for GrpoConfig {
             importance_sampling_mode: ImportanceSamplingMode::TokenTruncate,
             importance_sampling_clip_max: Some(2.0),
             importance_sampling_clip_min: None,
-            micro_batch_tokens: 4096,
+            micro_batch_tokens: 2048,
+            gradient_checkpointing: None,
         }
     }
 }

@@ -17,6 +17,9 @@ pub struct SftConfig {
     pub completion_only_loss: bool,
     /// Tokens of one forward/backward pass; examples are packed into it without padding.
     pub micro_batch_tokens: usize,
+    /// Compute each block's activations again on the way back instead of keeping them; absent: when
+    /// they would be large.
+    pub gradient_checkpointing: Option<bool>,
 }
 
 impl Default for SftConfig {
@@ -25,7 +28,8 @@ impl Default for SftConfig {
             examples_per_step: 32,
             max_length: Some(1024),
             completion_only_loss: true,
-            micro_batch_tokens: 4096,
+            micro_batch_tokens: 2048,
+            gradient_checkpointing: None,
         }
     }
 }

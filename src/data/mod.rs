@@ -4,6 +4,7 @@ pub mod answers;
 pub mod benchmarks;
 pub mod dataset;
 pub mod hub;
+pub mod order;
 pub mod parquet;
 pub mod prompts;
 pub mod rows;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use benchmarks::{BENCHMARKS, Benchmark, BenchmarkOptions, Metric, benchmark};
 pub use dataset::{Dataset, LoadReport};
+pub use order::DataOrder;
 
 use crate::config::DataConfig;
 use crate::{Error, Result};

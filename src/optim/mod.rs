@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod clip;
+mod learner;
 pub mod schedule;
 
 use std::ops::Range;
@@ -9,6 +10,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use adamw::AdamW;
+pub use learner::Learner;
 pub use schedule::Schedule;
 
 use crate::config::OptimConfig;

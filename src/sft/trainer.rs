@@ -1,0 +1,166 @@
+//! The SFT step: a batch of examples → packed passes → gradient → update.
+
+use std::time::Instant;
+
+use super::Example;
+use crate::adapter::Adapter;
+use crate::config::{OptimConfig, SftConfig};
+use crate::data::DataOrder;
+use crate::model::{Batch, Coefficients, Decoder, Keep, pack};
+use crate::optim::Learner;
+use crate::run::{StepMetrics, TrainState};
+use crate::{Error, Result};
+
+/// Trains an adapter on examples, one step at a time.
+pub struct SftTrainer<'a> {
+    config: &'a SftConfig,
+    decoder: &'a Decoder,
+    examples: &'a [Example],
+    order: DataOrder,
+    learner: Learner,
+    step: u64,
+    position: u64,
+    num_tokens: u64,
+}
+
+impl<'a> SftTrainer<'a> {
+    /// A run of `total_steps` updates; `seed` fixes the order of the examples.
+    ///
+    /// # Errors
+    /// Without examples.
+    pub fn new(
+        config: &'a SftConfig,
+        optim: &OptimConfig,
+        decoder: &'a Decoder,
+        adapter: Adapter,
+        examples: &'a [Example],
+        seed: u64,
+        total_steps: u64,
+    ) -> Result<Self> {
+        if examples.is_empty() {
+            return Err(Error::data("there are no examples to train on"));
+        }
+        Ok(Self {
+            config,
+            decoder,
+            examples,
+            order: DataOrder::new(seed, examples.len()),
+            learner: Learner::new(adapter, optim, total_steps),
+            step: 0,
+            position: 0,
+            num_tokens: 0,
+        })
+    }
+
+    /// Steps of a run over `epochs` passes of `num_examples`.
+    pub fn steps(config: &SftConfig, num_examples: usize, epochs: f64) -> u64 {
+        DataOrder::new(0, num_examples.max(1)).steps(epochs, config.examples_per_step)
+    }
+
+    pub fn adapter(&self) -> &Adapter {
+        self.learner.adapter()
+    }
+
+    /// Steps done.
+    pub fn step_number(&self) -> u64 {
+        self.step
+    }
+
+    pub fn into_adapter(self) -> Adapter {
+        self.learner.into_adapter()
+    }
+
+    pub fn state(&self) -> TrainState {
+        let mut state = TrainState {
+            step: self.step,
+            position: self.position,
+            num_tokens: self.num_tokens,
+            ..TrainState::default()
+        };
+        self.learner.save(&mut state);
+        state
+    }
+
+    /// Goes on from a saved state.
+    pub fn restore(&mut self, state: &TrainState) -> Result<()> {
+        self.learner.restore(state)?;
+        self.step = state.step;
+        self.position = state.position;
+        self.num_tokens = state.num_tokens;
+        Ok(())
+    }
+
+    /// One update on the next `examples_per_step` examples. The loss is the mean over all their
+    /// scored tokens. `on_progress(done, total)` counts tokens.
+    pub fn step(&mut self, on_progress: &mut dyn FnMut(usize, usize)) -> Result<StepMetrics> {
+        let started = Instant::now();
+        let batches = self.batches()?;
+        let targets: usize = batches.iter().map(|b| b.targets.len()).sum();
+        let rows: usize = batches.iter().map(|b| b.tokens.len()).sum();
+        let (mut loss, mut entropy, mut done) = (0.0, 0.0, 0);
+        let mut gradients = self.adapter().gradients();
+        for batch in &batches {
+            let tokens = batch.tokens.len();
+            let scores = self.decoder.accumulate_gradients(
+                self.adapter(),
+                batch,
+                1.0,
+                Keep::choose(
+                    self.config.gradient_checkpointing,
+                    &self.decoder.config,
+                    tokens,
+                ),
+                Coefficients::Known(vec![-1.0 / targets as f64; batch.targets.len()]),
+                &mut gradients,
+            )?;
+            loss -= scores.logprobs.iter().sum::<f64>();
+            entropy += scores.entropies.iter().sum::<f64>();
+            done += tokens;
+            on_progress(done, rows);
+        }
+        let update = self.learner.update(&gradients)?;
+
+        self.step += 1;
+        self.position += self.config.examples_per_step as u64;
+        // The last token of an example has no row of its own.
+        self.num_tokens += (rows + batches.iter().map(|b| b.lengths.len()).sum::<usize>()) as u64;
+        let mut metrics = StepMetrics::default();
+        for (name, value) in [
+            ("loss", loss / targets as f64),
+            ("entropy", entropy / targets as f64),
+            ("grad_norm", update.grad_norm),
+            ("learning_rate", update.learning_rate),
+            ("num_tokens", self.num_tokens as f64),
+            ("epoch", self.order.epochs(self.position)),
+            ("step_time", started.elapsed().as_secs_f64()),
+        ] {
+            metrics.set(name, value);
+        }
+        Ok(metrics)
+    }
+
+    /// The examples of the next step, packed.
+    fn batches(&mut self) -> Result<Vec<Batch>> {
+        let chosen: Vec<&Example> = (0..self.config.examples_per_step as u64)
+            .map(|i| &self.examples[self.order.at(self.position + i)])
+            .collect();
+        let rows: Vec<usize> = chosen
+            .iter()
+            .map(|e| e.prompt.len() + e.completion.len() - 1)
+            .collect();
+        let mut batches = Vec::new();
+        for run in pack(&rows, self.config.micro_batch_tokens) {
+            let mut batch = Batch::default();
+            for example in &chosen[run] {
+                if self.config.completion_only_loss {
+                    batch.push_sequence(&example.prompt, &example.completion)?;
+                } else {
+                    let rest = [&example.prompt[1..], &example.completion].concat();
+                    batch.push_sequence(&example.prompt[..1], &rest)?;
+                }
+            }
+            batches.push(batch);
+        }
+        Ok(batches)
+    }
+}
