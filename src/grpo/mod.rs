@@ -3,6 +3,12 @@
 pub mod advantages;
 pub mod importance;
 pub mod loss;
+pub mod metrics;
+mod rollouts;
+mod trainer;
+
+pub use rollouts::{Group, Rollouts, Sampler};
+pub use trainer::GrpoTrainer;
 
 #[cfg(test)]
 mod fixture;

@@ -8,7 +8,8 @@ use crate::config::{OptimConfig, SftConfig};
 use crate::data::DataOrder;
 use crate::model::{Batch, Coefficients, Decoder, Keep, pack};
 use crate::optim::Learner;
-use crate::run::{StepMetrics, TrainState};
+use crate::run::training::{StepOutput, Trainer};
+use crate::run::{StepMetrics, TrainState, signals};
 use crate::{Error, Result};
 
 /// Trains an adapter on examples, one step at a time.
@@ -57,42 +58,36 @@ impl<'a> SftTrainer<'a> {
         DataOrder::new(0, num_examples.max(1)).steps(epochs, config.examples_per_step)
     }
 
-    pub fn adapter(&self) -> &Adapter {
-        self.learner.adapter()
+    /// The examples of the next step, packed.
+    fn batches(&mut self) -> Result<Vec<Batch>> {
+        let chosen: Vec<&Example> = (0..self.config.examples_per_step as u64)
+            .map(|i| &self.examples[self.order.at(self.position + i)])
+            .collect();
+        let rows: Vec<usize> = chosen
+            .iter()
+            .map(|e| e.prompt.len() + e.completion.len() - 1)
+            .collect();
+        let mut batches = Vec::new();
+        for run in pack(&rows, self.config.micro_batch_tokens) {
+            let mut batch = Batch::default();
+            for example in &chosen[run] {
+                if self.config.completion_only_loss {
+                    batch.push_sequence(&example.prompt, &example.completion)?;
+                } else {
+                    let rest = [&example.prompt[1..], &example.completion].concat();
+                    batch.push_sequence(&example.prompt[..1], &rest)?;
+                }
+            }
+            batches.push(batch);
+        }
+        Ok(batches)
     }
+}
 
-    /// Steps done.
-    pub fn step_number(&self) -> u64 {
-        self.step
-    }
-
-    pub fn into_adapter(self) -> Adapter {
-        self.learner.into_adapter()
-    }
-
-    pub fn state(&self) -> TrainState {
-        let mut state = TrainState {
-            step: self.step,
-            position: self.position,
-            num_tokens: self.num_tokens,
-            ..TrainState::default()
-        };
-        self.learner.save(&mut state);
-        state
-    }
-
-    /// Goes on from a saved state.
-    pub fn restore(&mut self, state: &TrainState) -> Result<()> {
-        self.learner.restore(state)?;
-        self.step = state.step;
-        self.position = state.position;
-        self.num_tokens = state.num_tokens;
-        Ok(())
-    }
-
+impl Trainer for SftTrainer<'_> {
     /// One update on the next `examples_per_step` examples. The loss is the mean over all their
     /// scored tokens. `on_progress(done, total)` counts tokens.
-    pub fn step(&mut self, on_progress: &mut dyn FnMut(usize, usize)) -> Result<StepMetrics> {
+    fn step(&mut self, on_progress: &mut dyn FnMut(usize, usize)) -> Result<StepOutput> {
         let started = Instant::now();
         let batches = self.batches()?;
         let targets: usize = batches.iter().map(|b| b.targets.len()).sum();
@@ -100,6 +95,7 @@ impl<'a> SftTrainer<'a> {
         let (mut loss, mut entropy, mut done) = (0.0, 0.0, 0);
         let mut gradients = self.adapter().gradients();
         for batch in &batches {
+            signals::check()?;
             let tokens = batch.tokens.len();
             let scores = self.decoder.accumulate_gradients(
                 self.adapter(),
@@ -136,31 +132,36 @@ impl<'a> SftTrainer<'a> {
         ] {
             metrics.set(name, value);
         }
-        Ok(metrics)
+        Ok(StepOutput {
+            metrics,
+            completions: Vec::new(),
+        })
     }
 
-    /// The examples of the next step, packed.
-    fn batches(&mut self) -> Result<Vec<Batch>> {
-        let chosen: Vec<&Example> = (0..self.config.examples_per_step as u64)
-            .map(|i| &self.examples[self.order.at(self.position + i)])
-            .collect();
-        let rows: Vec<usize> = chosen
-            .iter()
-            .map(|e| e.prompt.len() + e.completion.len() - 1)
-            .collect();
-        let mut batches = Vec::new();
-        for run in pack(&rows, self.config.micro_batch_tokens) {
-            let mut batch = Batch::default();
-            for example in &chosen[run] {
-                if self.config.completion_only_loss {
-                    batch.push_sequence(&example.prompt, &example.completion)?;
-                } else {
-                    let rest = [&example.prompt[1..], &example.completion].concat();
-                    batch.push_sequence(&example.prompt[..1], &rest)?;
-                }
-            }
-            batches.push(batch);
-        }
-        Ok(batches)
+    fn adapter(&self) -> &Adapter {
+        self.learner.adapter()
+    }
+
+    fn step_number(&self) -> u64 {
+        self.step
+    }
+
+    fn state(&self) -> TrainState {
+        let mut state = TrainState {
+            step: self.step,
+            position: self.position,
+            num_tokens: self.num_tokens,
+            ..TrainState::default()
+        };
+        self.learner.save(&mut state);
+        state
+    }
+
+    fn restore(&mut self, state: &TrainState) -> Result<()> {
+        self.learner.restore(state)?;
+        self.step = state.step;
+        self.position = state.position;
+        self.num_tokens = state.num_tokens;
+        Ok(())
     }
 }

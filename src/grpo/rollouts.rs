@@ -1,0 +1,195 @@
+//! The first half of a step: prompts → completions → rewards → advantages.
+
+use super::advantages::{Advantages, advantages};
+use crate::Result;
+use crate::adapter::Adapter;
+use crate::config::GrpoConfig;
+use crate::data::DataOrder;
+use crate::data::prompts::PromptedProblem;
+use crate::reward::Grader;
+use crate::rollout::{Completion, Engine, FinishReason, Request, SamplingParams};
+use crate::run::signals;
+
+/// A prompt with its completions.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Index of the problem.
+    pub problem: usize,
+    pub completions: Vec<Completion>,
+    /// By reward function, then completion.
+    pub rewards: Vec<Vec<f64>>,
+    /// Answer that the first grader found in each completion.
+    pub extracted: Vec<Option<String>>,
+}
+
+/// A generation batch.
+#[derive(Debug)]
+pub struct Rollouts {
+    pub groups: Vec<Group>,
+    /// One entry a completion, group after group.
+    pub advantages: Advantages,
+    /// Problems drawn from the data for it.
+    pub drawn: u64,
+}
+
+/// What samples and grades.
+pub struct Sampler<'a> {
+    pub config: &'a GrpoConfig,
+    pub engine: Box<dyn Engine + 'a>,
+    pub problems: &'a [PromptedProblem],
+    pub graders: Vec<Grader>,
+    /// One weight a grader.
+    pub weights: Vec<f64>,
+    pub order: DataOrder,
+    /// Ids that end a completion.
+    pub eos: Vec<u32>,
+    pub seed: u64,
+}
+
+impl Sampler<'_> {
+    /// The generation batch of `step`, from the problems at `position` of the data order on.
+    ///
+    /// With `dynamic_sampling`, groups whose rewards are all equal are replaced by groups of the
+    /// next problems, for at most `dynamic_sampling_max_rounds` further rollouts; what then still
+    /// lacks spread stays. `on_progress(finished, total)` counts completions.
+    pub fn sample(
+        &mut self,
+        adapter: &Adapter,
+        step: u64,
+        position: u64,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Rollouts> {
+        let wanted = self.config.prompts_per_step;
+        let mut drawn = wanted as u64;
+        let mut groups = self.rollout(adapter, step, position, wanted, on_progress)?;
+        let mut advantages = self.judge(&groups)?;
+        let rounds = match self.config.dynamic_sampling {
+            true => self.config.dynamic_sampling_max_rounds,
+            false => 0,
+        };
+        for _ in 0..rounds {
+            let flat: Vec<usize> = (0..wanted).filter(|&g| !advantages.spread[g]).collect();
+            if flat.is_empty() {
+                break;
+            }
+            let next = position + drawn;
+            drawn += flat.len() as u64;
+            let fresh = self.rollout(adapter, step, next, flat.len(), on_progress)?;
+            let spread = self.judge(&fresh)?.spread;
+            let useful = fresh.into_iter().zip(spread).filter(|(_, spread)| *spread);
+            for (at, (group, _)) in flat.into_iter().zip(useful) {
+                groups[at] = group;
+            }
+            advantages = self.judge(&groups)?;
+        }
+        Ok(Rollouts {
+            groups,
+            advantages,
+            drawn,
+        })
+    }
+
+    /// Groups of `count` problems from `position` on, graded while the others are still sampled.
+    fn rollout(
+        &mut self,
+        adapter: &Adapter,
+        step: u64,
+        position: u64,
+        count: usize,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<Group>> {
+        let n = self.config.num_generations;
+        let places: Vec<u64> = (position..).take(count).collect();
+        let chosen: Vec<usize> = places.iter().map(|&p| self.order.at(p)).collect();
+        let requests: Vec<Request> = places
+            .iter()
+            .zip(&chosen)
+            .map(|(&id, &problem)| Request {
+                id,
+                prompt: self.problems[problem].prompt.tokens.clone(),
+                n,
+            })
+            .collect();
+        let params = self.params(step);
+        let graders = &self.graders;
+        let problems = self.problems;
+        let mut rewards = vec![vec![vec![0.0; n]; graders.len()]; count];
+        let mut extracted = vec![vec![None; n]; count];
+        let mut finished = 0;
+        let completions = self.engine.generate(
+            Some(adapter),
+            &requests,
+            &params,
+            &mut |_, _, _| {},
+            &mut |group, sample, completion| {
+                let gold = &problems[chosen[group]].problem.answer;
+                for (k, grader) in graders.iter().enumerate() {
+                    let graded = grader.grade(gold, &completion.text);
+                    rewards[group][k][sample] = f64::from(graded.correct);
+                    if k == 0 {
+                        extracted[group][sample] = graded.extracted;
+                    }
+                }
+                finished += 1;
+                on_progress(finished, count * n);
+            },
+        )?;
+        signals::check()?;
+        let graded = rewards.into_iter().zip(extracted);
+        Ok(chosen
+            .into_iter()
+            .zip(completions)
+            .zip(graded)
+            .map(|((problem, completions), (rewards, extracted))| Group {
+                problem,
+                completions,
+                rewards,
+                extracted,
+            })
+            .collect())
+    }
+
+    fn judge(&self, groups: &[Group]) -> Result<Advantages> {
+        let of = |k: usize| groups.iter().flat_map(|g| g.rewards[k].clone()).collect();
+        let rewards: Vec<Vec<f64>> = (0..self.graders.len()).map(of).collect();
+        advantages(
+            &rewards,
+            &self.weights,
+            self.config.num_generations,
+            self.config.scale_rewards,
+        )
+    }
+
+    fn params(&self, step: u64) -> SamplingParams {
+        let config = self.config;
+        SamplingParams {
+            temperature: config.temperature,
+            top_p: config.top_p,
+            top_k: config.top_k,
+            min_p: config.min_p,
+            max_tokens: config.max_completion_length,
+            stop: config.stop.clone(),
+            eos: self.eos.clone(),
+            seed: self.seed,
+            step,
+        }
+    }
+}
+
+impl Rollouts {
+    /// Completions in the order of the advantages.
+    pub fn completions(&self) -> impl Iterator<Item = &Completion> {
+        self.groups.iter().flat_map(|group| &group.completions)
+    }
+
+    /// Tokens of completion `i` that take part in the loss, by completion: none of a truncated one
+    /// when those are masked.
+    pub fn active_tokens(&self, mask_truncated: bool) -> Vec<usize> {
+        self.completions()
+            .map(|c| match c.finish {
+                FinishReason::Length if mask_truncated => 0,
+                _ => c.tokens.len(),
+            })
+            .collect()
+    }
+}
