@@ -11,6 +11,7 @@ use crate::model::tests::{adapter, decoder};
 use crate::model::{Decoder, Placement};
 use crate::ops::Backend;
 use crate::run::StepMetrics;
+use crate::run::training::Trainer;
 
 const SEED: u64 = 11;
 
@@ -60,7 +61,7 @@ fn full(decoder: &Decoder) -> Adapter {
 
 fn run(trainer: &mut SftTrainer<'_>, steps: usize) -> Vec<StepMetrics> {
     (0..steps)
-        .map(|_| trainer.step(&mut |_, _| ()).unwrap())
+        .map(|_| trainer.step(&mut |_, _| ()).unwrap().metrics)
         .collect()
 }
 
