@@ -12,3 +12,5 @@ pub use trainer::GrpoTrainer;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod tests;

@@ -81,6 +81,11 @@ impl<'a> GrpoTrainer<'a> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn sampler_mut(&mut self) -> &mut Sampler<'a> {
+        &mut self.sampler
+    }
+
     /// All updates on one generation batch.
     fn learn(
         &mut self,

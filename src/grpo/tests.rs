@@ -1,0 +1,268 @@
+//! The trainer on a small random model: its update against the loss by finite differences, and what
+//! must not change it.
+
+use candle_core::DType;
+
+use super::*;
+use crate::config::{GrpoConfig, LossType, OptimConfig};
+use crate::data::prompts::{Prompt, PromptedProblem};
+use crate::data::{DataOrder, Problem};
+use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
+use crate::reward::Grader;
+use crate::rollout::NativeEngine;
+use crate::run::training::{StepOutput, Trainer};
+
+/// Problems whose answers are words that the random model says now and then.
+fn problems() -> Vec<PromptedProblem> {
+    (0..6u32)
+        .map(|i| PromptedProblem {
+            problem: Problem {
+                id: i.to_string(),
+                problem: String::new(),
+                answer: (i % 3 + 1).to_string(),
+                solution: None,
+            },
+            prompt: Prompt {
+                text: String::new(),
+                tokens: (1..i + 3).collect(),
+            },
+        })
+        .collect()
+}
+
+struct World {
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    problems: Vec<PromptedProblem>,
+    config: GrpoConfig,
+}
+
+impl World {
+    fn new(placement: Placement, config: GrpoConfig) -> Self {
+        let decoder = fixtures::decoder(placement);
+        let words: serde_json::Map<String, serde_json::Value> = (0..decoder.config.vocab_size)
+            .map(|id| ((id % 5).to_string() + &" ".repeat(id / 5), id.into()))
+            .collect();
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [],
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "1"},
+        });
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).expect("written");
+        let tokenizer = Tokenizer::from_hf_dir(dir.path(), &decoder.config).expect("a tokenizer");
+        Self {
+            decoder,
+            tokenizer,
+            problems: problems(),
+            config,
+        }
+    }
+
+    fn trainer(&self) -> GrpoTrainer<'_> {
+        let sampler = Sampler {
+            config: &self.config,
+            engine: Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16)),
+            problems: &self.problems,
+            graders: vec![Grader::Gsm8kFlexible],
+            weights: vec![1.0],
+            order: DataOrder::new(1, self.problems.len()),
+            eos: vec![0],
+            seed: 1,
+        };
+        let optim = OptimConfig {
+            learning_rate: 0.01,
+            ..OptimConfig::default()
+        };
+        let adapter = fixtures::adapter(&self.decoder);
+        GrpoTrainer::new(&self.config, &optim, &self.decoder, adapter, sampler, 10)
+    }
+
+    /// Parameters and outputs after `steps` steps.
+    fn train(&self, steps: usize) -> (Vec<f32>, Vec<StepOutput>) {
+        let mut trainer = self.trainer();
+        let outputs = (0..steps)
+            .map(|_| trainer.step(&mut |_, _| {}).expect("a step"))
+            .collect();
+        (trainer.adapter().parameters().to_vec(), outputs)
+    }
+}
+
+fn config() -> GrpoConfig {
+    GrpoConfig {
+        num_generations: 4,
+        prompts_per_step: 4,
+        max_completion_length: 6,
+        ..GrpoConfig::default()
+    }
+}
+
+fn cpu() -> Placement {
+    Placement::cpu(DType::F32)
+}
+
+fn assert_near(got: &[f32], expected: &[f32], tolerance: f32) {
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() <= tolerance, "{got} {expected}");
+    }
+}
+
+/// The rewards of this world must differ within groups, or none of the tests could fail.
+fn assert_learns(outputs: &[StepOutput]) {
+    let metrics = &outputs[0].metrics;
+    assert!(metrics.get("frac_reward_zero_std").is_some_and(|f| f < 1.0));
+    assert!(metrics.get("grad_norm").is_some_and(|g| g > 0.0));
+}
+
+#[test]
+fn the_gradient_is_that_of_the_loss_by_finite_differences() {
+    let portable = Placement {
+        backend: crate::ops::Backend::Portable,
+        device: candle_core::Device::Cpu,
+        dtype: DType::F64,
+    };
+    let world = World::new(portable, config());
+    let mut trainer = world.trainer();
+    let mut adapter = trainer.adapter().clone();
+    let output = trainer.step(&mut |_, _| {}).expect("a step");
+    assert_learns(std::slice::from_ref(&output));
+    // The surrogate Σ A · logp / tokens has the gradient of the loss where the policy is the
+    // sampler, with the sign turned.
+    let rows = &output.completions;
+    let tokens: usize = rows.iter().map(|row| row.num_tokens).sum();
+    let rollouts = world
+        .trainer()
+        .sampler_mut()
+        .sample(&adapter, 0, 0, &mut |_, _| {})
+        .expect("the same rollouts");
+    let mut surrogate = |v: &[f32]| -> f64 {
+        adapter.set_parameters(v).expect("finite");
+        let mut sum = 0.0;
+        let completions = rollouts.groups.iter().flat_map(|group| {
+            let prompt = &world.problems[group.problem].prompt.tokens;
+            group.completions.iter().map(move |c| (prompt, &c.tokens))
+        });
+        for ((prompt, tokens), row) in completions.zip(rows) {
+            let mut batch = Batch::default();
+            batch.push_sequence(prompt, tokens).expect("valid");
+            let scores = world
+                .decoder
+                .score(Some(&adapter), &batch, 1.0)
+                .expect("scores");
+            sum += row.advantage * scores.logprobs.iter().sum::<f64>();
+        }
+        -sum / tokens as f64
+    };
+    let v = trainer_start(&world);
+    let step = 2f32.powi(-12);
+    let norm = (0..v.len())
+        .map(|i| {
+            let mut at = |shift: f32| {
+                let mut moved = v.clone();
+                moved[i] += shift;
+                surrogate(&moved)
+            };
+            (at(step) - at(-step)) / (2.0 * f64::from(step))
+        })
+        .map(|g| g * g)
+        .sum::<f64>()
+        .sqrt();
+    let got = output.metrics.get("grad_norm").expect("a norm");
+    assert!((got - norm).abs() < 1e-5 * norm, "{got} {norm}");
+}
+
+fn trainer_start(world: &World) -> Vec<f32> {
+    world.trainer().adapter().parameters().to_vec()
+}
+
+#[test]
+fn the_sampler_and_the_trainer_agree_to_the_bit_on_the_cpu() {
+    let (_, outputs) = World::new(cpu(), config()).train(3);
+    assert_learns(&outputs);
+    for output in outputs {
+        let largest = output.metrics.get("sampling/sampling_logp_difference/max");
+        assert!(largest.is_none_or(|d| d == 0.0), "{largest:?}");
+    }
+}
+
+#[test]
+fn micro_batches_do_not_change_the_update() {
+    let whole = World::new(cpu(), config()).train(2);
+    assert_learns(&whole.1);
+    for micro_batch_tokens in [1, 30] {
+        let cut = GrpoConfig {
+            micro_batch_tokens,
+            ..config()
+        };
+        assert_near(&World::new(cpu(), cut).train(2).0, &whole.0, 1e-5);
+    }
+}
+
+#[test]
+fn a_restored_trainer_goes_on_to_the_same_bits() {
+    let config = GrpoConfig {
+        beta: 0.1,
+        num_iterations: 2,
+        steps_per_generation: 2,
+        ..config()
+    };
+    let world = World::new(cpu(), config);
+    let (expected, outputs) = world.train(4);
+    assert_learns(&outputs);
+    let mut first = world.trainer();
+    for _ in 0..2 {
+        first.step(&mut |_, _| {}).expect("a step");
+    }
+    let mut second = world.trainer();
+    second.restore(&first.state()).expect("restored");
+    for _ in 0..2 {
+        second.step(&mut |_, _| {}).expect("a step");
+    }
+    assert_eq!(second.adapter().parameters(), expected);
+}
+
+#[test]
+fn every_loss_moves_the_parameters_and_reports_its_metrics() {
+    let start = trainer_start(&World::new(cpu(), config()));
+    for loss_type in [
+        LossType::Grpo,
+        LossType::Dapo,
+        LossType::Bnpo,
+        LossType::DrGrpo,
+        LossType::Cispo,
+    ] {
+        let config = GrpoConfig {
+            loss_type,
+            epsilon_high: (loss_type == LossType::Cispo).then_some(2.0),
+            num_iterations: 2,
+            beta: 0.05,
+            ..config()
+        };
+        let (v, outputs) = World::new(cpu(), config).train(1);
+        assert_ne!(v, start, "{loss_type:?}");
+        for name in ["reward", "loss", "kl", "entropy", "completions/mean_length"] {
+            let value = outputs[0].metrics.get(name);
+            assert!(value.is_some_and(f64::is_finite), "{loss_type:?} {name}");
+        }
+    }
+}
+
+#[test]
+fn dynamic_sampling_replaces_groups_without_spread() {
+    let plain = World::new(cpu(), config()).train(1).1;
+    let before = plain[0]
+        .metrics
+        .get("frac_reward_zero_std")
+        .expect("a share");
+    assert!(before > 0.0, "every group has spread, nothing to replace");
+    let dynamic = GrpoConfig {
+        dynamic_sampling: true,
+        dynamic_sampling_max_rounds: 8,
+        ..config()
+    };
+    let world = World::new(cpu(), dynamic);
+    let mut trainer = world.trainer();
+    let output = trainer.step(&mut |_, _| {}).expect("a step");
+    let after = output.metrics.get("frac_reward_zero_std").expect("a share");
+    assert!(after < before, "{after} {before}");
+    assert!(trainer.state().position > 4);
+}
