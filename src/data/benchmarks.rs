@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::answers::AnswerRule;
 use super::dataset::{Columns, Dataset, ReadOptions, read_files};
 use super::hub::{HubRepo, RepoKind};
+use super::mini;
 use crate::config::FieldMapping;
 use crate::reward::Grader;
 use crate::{Error, Result};
@@ -37,6 +38,7 @@ impl Metric {
 #[derive(Debug, Clone, Copy)]
 pub struct Split {
     pub name: &'static str,
+    /// Empty: the files are embedded in the program.
     pub repo: &'static str,
     pub revision: &'static str,
     pub files: &'static [&'static str],
@@ -120,6 +122,19 @@ pub const BENCHMARKS: &[Benchmark] = &[
         prompt: "gsm8k",
         max_tokens: 1024,
         shots_from: "gsm8k",
+        ..BOXED
+    },
+    Benchmark {
+        name: mini::NAME,
+        splits: &[
+            split("train", "", &["train.jsonl"], &[4096]),
+            split("test", "", &["test.jsonl"], &[512]),
+        ],
+        rule: AnswerRule::Number,
+        metrics: NUMBER_METRICS,
+        prompt: "plain",
+        max_tokens: 64,
+        shots_from: mini::NAME,
         ..BOXED
     },
     Benchmark {
@@ -385,6 +400,10 @@ impl Benchmark {
             if !files.is_empty() {
                 return Ok(files);
             }
+        }
+        if split.repo.is_empty() {
+            let dir = mini::directory()?;
+            return Ok(split.files.iter().map(|file| dir.join(file)).collect());
         }
         let repo = HubRepo {
             kind: RepoKind::Dataset,

@@ -4,6 +4,7 @@ pub mod answers;
 pub mod benchmarks;
 pub mod dataset;
 pub mod hub;
+pub mod mini;
 pub mod order;
 pub mod parquet;
 pub mod prompts;

@@ -1,9 +1,10 @@
-//! What the user names as a model: a directory, a `.gguf` file, or an id of the hub.
+//! What the user names as a model: a directory, a `.gguf` file, an id of the hub, or `mini`.
 
 use std::path::{Path, PathBuf};
 
 use super::safetensors_dir::{INDEX, SINGLE, weight_map};
 use crate::data::hub::{Hub, HubRepo};
+use crate::data::mini;
 use crate::error::{Error, Result};
 
 /// Fetched first, where the repository has them, so that a snapshot with weights is a whole one.
@@ -26,6 +27,9 @@ pub(super) fn resolve(source: &str, quiet: bool) -> Result<PathBuf> {
     }
     if path.exists() {
         return Ok(path);
+    }
+    if source == mini::NAME {
+        return mini::directory();
     }
     if path.extension().is_some_and(|e| e == "gguf") || HubId::parse(source).is_none() {
         return Err(Error::data(format!(
