@@ -22,7 +22,7 @@ pub use gradients::{Gradients, LinearGrads, SHARED_ROW};
 pub use modules::{ModuleId, ModuleKind};
 pub use projection::projection;
 pub use spec::{AdapterKind, AdapterSpec, Sigma, StoredDtype, Tie};
-pub use svd::{LinearMap, SVD_VERSION, Svd, decompose_all, truncated_svd};
+pub use svd::{SVD_VERSION, Svd, decompose_all, truncated_svd};
 pub use tying::Tying;
 
 use crate::{Error, Result};

@@ -6,11 +6,11 @@
 //! against all of itself; when it grows too long it is replaced by its best Ritz vectors and
 //! iteration goes on (thick restart, Wu & Simon 2000).
 //!
-//! Large products are those of [`LinearMap`] in f32; inner products accumulate in f64; the
+//! Large products are those of [`PackedMatrix`] in f32; inner products accumulate in f64; the
 //! projected eigenproblem is solved in f64.
 
-use super::LinearMap;
 use super::eigen::symmetric_eigen;
+use crate::ops::cpu::PackedMatrix;
 use crate::ops::random::Stream;
 
 /// Residual ‖Wᵀu − σv‖ that is accepted, relative to the gap that decides how far the subspace
@@ -34,7 +34,7 @@ pub(super) struct Triplets {
 }
 
 /// The `rank` ≤ min(out, in) largest singular triplets of `w`, with arbitrary signs.
-pub(super) fn largest_triplets(w: &dyn LinearMap, rank: usize) -> Triplets {
+pub(super) fn largest_triplets(w: &PackedMatrix, rank: usize) -> Triplets {
     let side = Side::shorter(w);
     let mut basis = Basis::start(side.short(), rank);
     let mut next_check = basis.first_check;
@@ -71,12 +71,12 @@ pub(super) fn largest_triplets(w: &dyn LinearMap, rank: usize) -> Triplets {
 /// W seen from its shorter side: `towards` maps short vectors to long ones, `back` is its
 /// transpose.
 struct Side<'a> {
-    w: &'a dyn LinearMap,
+    w: &'a PackedMatrix,
     short_is_in: bool,
 }
 
 impl<'a> Side<'a> {
-    fn shorter(w: &'a dyn LinearMap) -> Self {
+    fn shorter(w: &'a PackedMatrix) -> Self {
         Self {
             w,
             short_is_in: w.in_features() <= w.out_features(),
@@ -95,8 +95,8 @@ impl<'a> Side<'a> {
         let m = rows.len() / self.short();
         let mut image = vec![0.0; m * self.long()];
         match self.short_is_in {
-            true => self.w.forward(rows, m, &mut image),
-            false => self.w.backward(rows, m, &mut image),
+            true => self.w.forward(rows, m, None, &mut image),
+            false => self.w.backward(rows, m, &mut image, false),
         }
         image
     }
@@ -105,8 +105,8 @@ impl<'a> Side<'a> {
         let m = rows.len() / self.long();
         let mut image = vec![0.0; m * self.short()];
         match self.short_is_in {
-            true => self.w.backward(rows, m, &mut image),
-            false => self.w.forward(rows, m, &mut image),
+            true => self.w.backward(rows, m, &mut image, false),
+            false => self.w.forward(rows, m, None, &mut image),
         }
         image
     }

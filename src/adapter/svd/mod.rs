@@ -13,21 +13,13 @@ use std::sync::{Mutex, PoisonError};
 
 use super::modules::ModuleId;
 use super::spec::Sigma;
+use crate::ops::cpu::PackedMatrix;
+use crate::ops::linear::Matrix;
 use crate::{Error, Result};
 
 /// Changes whenever the decomposition of the same weights may change: part of a cache's key and of
 /// a saved adapter.
 pub const SVD_VERSION: u32 = 1;
-
-/// A frozen matrix W `[out, in]` as the two products with it. Sums are in a fixed order.
-pub trait LinearMap: Sync {
-    fn out_features(&self) -> usize;
-    fn in_features(&self) -> usize;
-    /// `y[m, out] = x[m, in] · Wᵀ`.
-    fn forward(&self, x: &[f32], m: usize, y: &mut [f32]);
-    /// `dx[m, in] = g[m, out] · W`.
-    fn backward(&self, g: &[f32], m: usize, dx: &mut [f32]);
-}
 
 /// The r largest singular triplets of a matrix `[out, in]`: W ≈ U Σ Vᵀ.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +87,7 @@ impl Svd {
 /// # Errors
 /// `Error::Config` when the matrix has a side shorter than `rank`; `Error::Data` when it holds NaN
 /// or infinite numbers.
-pub fn truncated_svd(id: ModuleId, w: &dyn LinearMap, rank: usize) -> Result<Svd> {
+pub fn truncated_svd(id: ModuleId, w: &PackedMatrix, rank: usize) -> Result<Svd> {
     let (m, n) = (w.out_features(), w.in_features());
     if rank > m.min(n) {
         return Err(Error::config(format!(
@@ -136,12 +128,12 @@ fn largest_entry(row: &[f32]) -> f32 {
     )
 }
 
-/// Decomposes every matrix, several at a time; `progress` is told how many are done.
+/// Decomposes every matrix, several at a time; `progress` is told (done, total).
 ///
 /// # Errors
 /// As [`truncated_svd`], the first in order.
 pub fn decompose_all(
-    maps: &[(ModuleId, &dyn LinearMap)],
+    maps: &[(ModuleId, &Matrix)],
     rank: usize,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Vec<Svd>> {
@@ -155,7 +147,12 @@ pub fn decompose_all(
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&(id, w)) = maps.get(at) else { return };
-                    let result = truncated_svd(id, w, rank);
+                    let result = match w {
+                        Matrix::Packed(w) => truncated_svd(id, w, rank),
+                        Matrix::Dense(_) => {
+                            repack(w).and_then(|packed| truncated_svd(id, &packed, rank))
+                        }
+                    };
                     // A panic elsewhere ends the whole scope: its poison changes nothing here.
                     let mut finished = finished.lock().unwrap_or_else(PoisonError::into_inner);
                     finished.0 += 1;
@@ -169,6 +166,12 @@ pub fn decompose_all(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     results.into_iter().flatten().collect()
+}
+
+/// A tensor on any device as the f32 matrix that the CPU kernels multiply with.
+fn repack(w: &Matrix) -> Result<PackedMatrix> {
+    let (out, inner) = w.dims()?;
+    Ok(PackedMatrix::pack(&w.to_f32()?, out, inner))
 }
 
 #[cfg(test)]

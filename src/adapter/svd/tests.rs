@@ -1,5 +1,7 @@
 //! The decomposition against an exact one (one-sided Jacobi in f64).
 
+use candle_core::{Device, Tensor};
+
 use super::super::modules::ModuleKind;
 use super::*;
 use crate::ops::random::Stream;
@@ -9,39 +11,18 @@ const ID: ModuleId = ModuleId {
     kind: ModuleKind::Q,
 };
 
-/// Row-major f32 weights with plain loops in a fixed order.
+/// Row-major f32 weights.
 struct Dense {
     rows: Vec<f32>,
     shape: [usize; 2],
 }
 
-impl LinearMap for Dense {
-    fn out_features(&self) -> usize {
-        self.shape[0]
-    }
-
-    fn in_features(&self) -> usize {
-        self.shape[1]
-    }
-
-    fn forward(&self, x: &[f32], _m: usize, y: &mut [f32]) {
-        let [out, inner] = self.shape;
-        for (x, y) in x.chunks_exact(inner).zip(y.chunks_exact_mut(out)) {
-            for (y, w) in y.iter_mut().zip(self.rows.chunks_exact(inner)) {
-                *y = w.iter().zip(x).map(|(w, x)| w * x).sum();
-            }
-        }
-    }
-
-    fn backward(&self, g: &[f32], _m: usize, dx: &mut [f32]) {
-        let [out, inner] = self.shape;
-        for (g, dx) in g.chunks_exact(out).zip(dx.chunks_exact_mut(inner)) {
-            dx.fill(0.0);
-            for (g, w) in g.iter().zip(self.rows.chunks_exact(inner)) {
-                dx.iter_mut().zip(w).for_each(|(dx, w)| *dx += g * w);
-            }
-        }
-    }
+fn decompose(w: &Dense, rank: usize) -> Result<Svd> {
+    truncated_svd(
+        ID,
+        &PackedMatrix::pack(&w.rows, w.shape[0], w.shape[1]),
+        rank,
+    )
 }
 
 fn noise(index: u32, n: usize) -> Vec<f64> {
@@ -160,7 +141,7 @@ fn agrees_with_an_exact_decomposition() {
         (100, 100, &[80.0, 70.0, 60.0, 50.0, 40.0], 5),
     ] {
         let w = matrix(out, inner, spikes);
-        let svd = truncated_svd(ID, &w, rank).unwrap();
+        let svd = decompose(&w, rank).unwrap();
         let (values, vectors) = jacobi(&w);
         for (i, (&actual, expected)) in svd.values().iter().zip(&values).enumerate() {
             let error = (f64::from(actual) / expected - 1.0).abs();
@@ -179,7 +160,13 @@ fn agrees_with_an_exact_decomposition() {
         }
         // W v = σ u ties the two sides and the signs together.
         let mut image = vec![0.0; rank * out];
-        w.forward(&svd.vt, rank, &mut image);
+        for (at, y) in image.iter_mut().enumerate() {
+            let (row, v) = (
+                &w.rows[at % out * inner..][..inner],
+                &svd.vt[at / out * inner..],
+            );
+            *y = row.iter().zip(v).map(|(w, v)| w * v).sum();
+        }
         for k in 0..rank {
             for i in 0..out {
                 let expected = svd.s[k] * svd.u[i * rank + k];
@@ -193,7 +180,7 @@ fn agrees_with_an_exact_decomposition() {
 fn a_long_basis_is_restarted_and_large_ranks_work() {
     // No gap to speak of, and far more vectors than a block holds.
     let w = matrix(300, 260, &[]);
-    let svd = truncated_svd(ID, &w, 40).unwrap();
+    let svd = decompose(&w, 40).unwrap();
     let (values, _) = jacobi(&w);
     for (&actual, expected) in svd.values().iter().zip(&values) {
         assert!(
@@ -202,7 +189,7 @@ fn a_long_basis_is_restarted_and_large_ranks_work() {
         );
     }
     check_orthonormal(&svd);
-    let whole = truncated_svd(ID, &matrix(40, 30, &[]), 30).unwrap();
+    let whole = decompose(&matrix(40, 30, &[]), 30).unwrap();
     check_orthonormal(&whole);
 }
 
@@ -212,7 +199,7 @@ fn degenerate_matrices() {
         rows: vec![0.0; 120 * 100],
         shape: [120, 100],
     };
-    let svd = truncated_svd(ID, &zero, 3).unwrap();
+    let svd = decompose(&zero, 3).unwrap();
     assert_eq!(svd.values(), [0.0; 3]);
     check_orthonormal(&svd);
     assert!(svd.factors(Sigma::Output).1.iter().all(|&x| x == 0.0));
@@ -223,7 +210,7 @@ fn degenerate_matrices() {
             rank_one.rows[i * 100 + j] = (i + 1) as f32 * if j % 2 == 0 { 1.0 } else { -0.5 };
         }
     }
-    let svd = truncated_svd(ID, &rank_one, 12).unwrap();
+    let svd = decompose(&rank_one, 12).unwrap();
     assert!(svd.values()[0] > 1000.0 && svd.values()[1] < 0.01);
     check_orthonormal(&svd);
 
@@ -233,13 +220,13 @@ fn degenerate_matrices() {
             .collect(),
         shape: [100, 100],
     };
-    let svd = truncated_svd(ID, &identity, 20).unwrap();
+    let svd = decompose(&identity, 20).unwrap();
     assert!(svd.values().iter().all(|s| (s - 1.0).abs() < 1e-5));
     check_orthonormal(&svd);
 
     let mut broken = matrix(80, 70, &[]);
     broken.rows[77] = f32::NAN;
-    let error = truncated_svd(ID, &broken, 2).unwrap_err();
+    let error = decompose(&broken, 2).unwrap_err();
     assert_eq!(error.exit_code(), 3);
     assert!(
         error
@@ -247,31 +234,46 @@ fn degenerate_matrices() {
             .contains("model.layers.0.self_attn.q_proj.weight"),
         "{error}"
     );
-    let error = truncated_svd(ID, &identity, 101).unwrap_err();
+    let error = decompose(&identity, 101).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("adapter.r = 101"), "{error}");
 }
 
 #[test]
-fn many_matrices_in_order_and_the_same_bits_every_time() {
-    let matrices: Vec<Dense> = (0..7)
-        .map(|i| matrix(70 + i, 90, &[30.0 + i as f64, 20.0]))
+fn many_matrices_in_order_and_the_same_bits_for_any_number_of_threads() {
+    let matrices: Vec<Matrix> = (0..7)
+        .map(|i| {
+            let w = matrix(70 + i, 90, &[30.0 + i as f64, 20.0]);
+            if i == 3 {
+                let tensor = Tensor::from_vec(w.rows, (73, 90), &Device::Cpu).unwrap();
+                return Matrix::Dense(tensor);
+            }
+            Matrix::Packed(PackedMatrix::pack(&w.rows, w.shape[0], w.shape[1]))
+        })
         .collect();
-    let maps: Vec<(ModuleId, &dyn LinearMap)> = ModuleId::all(1)
-        .zip(&matrices)
-        .map(|(id, w)| (id, w as &dyn LinearMap))
-        .collect();
+    let maps: Vec<(ModuleId, &Matrix)> = ModuleId::all(1).zip(&matrices).collect();
     let seen = Mutex::new(Vec::new());
     let all = decompose_all(&maps, 2, &|done, total| {
         seen.lock().unwrap().push((done, total))
     });
-    for ((id, w), svd) in maps.iter().zip(all.unwrap()) {
-        assert_eq!(svd, truncated_svd(*id, *w, 2).unwrap());
-    }
+    let all = all.unwrap();
     assert_eq!(
         seen.into_inner().unwrap(),
         (1..=7).map(|i| (i, 7)).collect::<Vec<_>>()
     );
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        for ((id, w), expected) in maps.iter().zip(&all) {
+            let w = PackedMatrix::pack(&w.to_f32().unwrap(), expected.out_features(), 90);
+            assert_eq!(
+                &pool.install(|| truncated_svd(*id, &w, 2)).unwrap(),
+                expected
+            );
+        }
+    }
     assert!(decompose_all(&[], 2, &|_, _| ()).unwrap().is_empty());
     assert!(decompose_all(&maps, 80, &|_, _| ()).is_err());
 }
