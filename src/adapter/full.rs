@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use super::{Adapter, AdapterSpec, BaseModel, Core, Gradients, LinearGrads, ModuleId, Tying};
+use super::gradients::{Gradients, LinearGrads, add_values, host_f32};
+use super::modules::ModuleId;
+use super::{Adapter, Core};
 use crate::model::{EMBEDDING, HEAD, Weights};
-use crate::ops::cpu::weight_gradient;
-use crate::ops::cpu_slice;
 use crate::{Error, Result};
 
 /// Where each weight stands in the flat parameters, by Hugging Face's name.
@@ -22,13 +22,14 @@ pub(super) struct Places {
 /// The trained weights of kind `full`.
 #[derive(Debug, Clone)]
 pub(super) struct Full {
-    weights: Weights,
-    places: Arc<Places>,
+    pub weights: Weights,
+    pub places: Arc<Places>,
 }
 
 impl Full {
-    /// A copy of `weights` in f32, and its values flat in the order of [`Weights::named`].
-    fn new(weights: &Weights) -> Result<(Self, Vec<f32>)> {
+    /// A copy of `weights` with f32 matrices on the CPU, where small steps would be rounded away
+    /// otherwise, and its values flat in the order of [`Weights::named`].
+    pub fn new(weights: &Weights) -> Result<(Self, Vec<f32>)> {
         let mut flat = Vec::new();
         let mut ranges = HashMap::new();
         for (name, weight) in weights.named() {
@@ -44,63 +45,30 @@ impl Full {
         Ok((full, flat))
     }
 
-    pub(super) fn set(&mut self, parameters: &[f32]) -> Result<()> {
+    /// Replaces every weight.
+    pub fn set(&mut self, parameters: &[f32]) -> Result<()> {
         let places = &self.places;
         self.weights
             .replace(|name| Ok(&parameters[places.range(name)?]))
     }
 
-    pub(super) fn num_parameters(&self) -> usize {
-        let ends = self.places.ranges.values().map(|range| range.end);
-        ends.max().unwrap_or(0)
-    }
-
-    pub(super) fn gradients(&self) -> Gradients {
-        Gradients::of_weights(self.places.clone(), self.num_parameters())
+    /// Names and shapes of the weights in the order of the flat parameters.
+    pub fn tensors(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let named = self.weights.named().into_iter();
+        named
+            .map(|(name, weight)| Ok((name, weight.shape()?)))
+            .collect()
     }
 }
 
 impl Places {
-    pub(super) fn range(&self, name: &str) -> Result<Range<usize>> {
+    fn range(&self, name: &str) -> Result<Range<usize>> {
         let range = self.ranges.get(name).cloned();
         range.ok_or_else(|| not_trained(name))
     }
 }
 
 impl Adapter {
-    /// Kind `full`: every weight of the model is trained, starting from where it is.
-    ///
-    /// # Errors
-    /// `Error::Config` when the spec is invalid.
-    pub fn full(spec: &AdapterSpec, base: BaseModel, weights: &Weights) -> Result<Self> {
-        spec.validate()?;
-        let (full, master) = Full::new(weights)?;
-        let mut adapter = Self {
-            spec: spec.clone(),
-            slots: Vec::new(),
-            low_rank: Vec::new(),
-            tying: Tying::new(spec, 0),
-            base,
-            core: Core::Full(Box::new(full)),
-            master: Vec::new(),
-        };
-        adapter.set_parameters(&master)?;
-        Ok(adapter)
-    }
-
-    /// The trained copy of the model's weights, for kind `full`.
-    pub fn full_weights(&self) -> Option<&Weights> {
-        match &self.core {
-            Core::Full(full) => Some(&full.weights),
-            _ => None,
-        }
-    }
-
-    /// Whether gradients of weights, norms and biases are wanted: kind `full`.
-    pub fn trains_weights(&self) -> bool {
-        self.full_weights().is_some()
-    }
-
     /// Parameters that weight decay spares: the norms' weights and the biases of kind `full`.
     pub fn without_decay(&self) -> Vec<Range<usize>> {
         let Core::Full(full) = &self.core else {
@@ -118,17 +86,16 @@ impl Adapter {
 impl Gradients {
     /// Adds the gradient of the tensor called `name` in Hugging Face's naming.
     pub fn add_weight(&mut self, name: &str, gradient: &Tensor) -> Result<()> {
-        let gradient = host(gradient)?;
-        let sum = self.weight(name)?;
-        sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g);
-        Ok(())
+        let place = self.trained()?.range(name)?;
+        add_values(self.large_at(place)?, gradient)
     }
 
     /// Adds row `t` of `gradient` `[T, h]` to row `rows[t]` of the embedding.
     pub fn add_embedding(&mut self, rows: &[u32], gradient: &Tensor) -> Result<()> {
         let width = gradient.dim(1)?;
-        let gradient = host(gradient)?;
-        let sum = self.weight(EMBEDDING)?;
+        let gradient = host_f32(gradient)?;
+        let place = self.trained()?.range(EMBEDDING)?;
+        let sum = self.large_at(place)?;
         for (&row, gradient) in rows.iter().zip(gradient.chunks_exact(width)) {
             let sum = &mut sum[row as usize * width..][..width];
             sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g);
@@ -139,40 +106,26 @@ impl Gradients {
     /// Adds dlogitsᵀ · hidden, for dlogits `[N, vocab]` and hidden `[N, h]`, to the output head (the
     /// embedding when it is tied).
     pub fn add_head(&mut self, dlogits: &Tensor, hidden: &Tensor) -> Result<()> {
-        let tied = self.places()?.tied;
-        self.add_product(if tied { EMBEDDING } else { HEAD }, dlogits, hidden)
+        let places = self.trained()?;
+        let name = if places.tied { EMBEDDING } else { HEAD };
+        self.add_product(places.range(name)?, dlogits, hidden)
     }
 
     /// Adds gᵀ · x to the weight of a linear map, and the column sums of g to its bias.
     pub(super) fn add_linear(&mut self, id: ModuleId, lin: &LinearGrads<'_>) -> Result<()> {
-        self.add_product(&format!("{id}.weight"), lin.g, lin.x)?;
-        let bias = format!("{id}.bias");
-        if self.places()?.ranges.contains_key(&bias) {
-            self.add_weight(&bias, &lin.g.sum(0)?)?;
+        let places = self.trained()?;
+        self.add_product(places.range(&format!("{id}.weight"))?, lin.g, lin.x)?;
+        match places.ranges.get(&format!("{id}.bias")) {
+            Some(bias) => add_values(self.large_at(bias.clone())?, &lin.g.sum(0)?),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn add_product(&mut self, name: &str, g: &Tensor, x: &Tensor) -> Result<()> {
-        let (n, k) = (g.dim(1)?, x.dim(1)?);
-        if let (Ok(g), Ok(x)) = (cpu_slice(g), cpu_slice(x)) {
-            weight_gradient(&g, &x, n, k, self.weight(name)?, true);
-            return Ok(());
-        }
-        self.add_weight(
-            name,
-            &g.t()?
-                .contiguous()?
-                .matmul(&x.contiguous()?)?
-                .flatten_all()?,
-        )
+    fn trained(&self) -> Result<Arc<Places>> {
+        self.places().ok_or_else(|| not_trained("weights"))
     }
 }
 
-fn host(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-}
-
-pub(super) fn not_trained(name: &str) -> Error {
-    Error::Internal(format!("the adapter does not train {name}"))
+fn not_trained(what: &str) -> Error {
+    Error::Internal(format!("the adapter does not train {what}"))
 }

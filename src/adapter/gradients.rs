@@ -1,11 +1,13 @@
 //! Where the decoder's backward pass leaves the gradient of the trained parameters.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::full::{Places, not_trained};
-
+use super::full::Places;
+use crate::ops::cpu::weight_gradient;
+use crate::ops::cpu_slice;
 use crate::{Error, Result};
 
 /// Row of a micro-batch that belongs to no single sequence: the prompt a whole group shares.
@@ -38,8 +40,12 @@ enum Sums {
     /// One row a sequence, `[sequences, parameters]` in f64. `offset` is added to the sequence
     /// numbers of the current micro-batch.
     PerSequence { rows: Vec<f64>, offset: usize },
-    /// f32 in the layout of the model's weights: `full`.
-    Weights { sum: Vec<f32>, places: Arc<Places> },
+    /// One row in f32, as large as the trained weights: `lora`, and `full`, which finds the place
+    /// of a weight by its name.
+    Large {
+        sum: Vec<f32>,
+        places: Option<Arc<Places>>,
+    },
 }
 
 impl Gradients {
@@ -58,28 +64,13 @@ impl Gradients {
         }
     }
 
-    pub(super) fn of_weights(places: Arc<Places>, num_parameters: usize) -> Self {
+    pub(super) fn large(num_parameters: usize, places: Option<Arc<Places>>) -> Self {
         Self {
             num_parameters,
-            sums: Sums::Weights {
+            sums: Sums::Large {
                 sum: vec![0.0; num_parameters],
                 places,
             },
-        }
-    }
-
-    /// The sum that belongs to the weight called `name`.
-    pub(super) fn weight(&mut self, name: &str) -> Result<&mut [f32]> {
-        match &mut self.sums {
-            Sums::Weights { sum, places } => Ok(&mut sum[places.range(name)?]),
-            _ => Err(not_trained(name)),
-        }
-    }
-
-    pub(super) fn places(&self) -> Result<&Places> {
-        match &self.sums {
-            Sums::Weights { places, .. } => Ok(places),
-            _ => Err(not_trained("the weights of the model")),
         }
     }
 
@@ -99,7 +90,7 @@ impl Gradients {
     pub fn sum(&self) -> Vec<f64> {
         match &self.sums {
             Sums::Total(sum) => sum.clone(),
-            Sums::Weights { sum, .. } => sum.iter().map(|&x| f64::from(x)).collect(),
+            Sums::Large { sum, .. } => sum.iter().map(|&x| f64::from(x)).collect(),
             Sums::PerSequence { rows, .. } => {
                 let mut sum = vec![0.0; self.num_parameters];
                 for row in rows.chunks_exact(self.num_parameters) {
@@ -122,7 +113,7 @@ impl Gradients {
     pub fn clear(&mut self) {
         match &mut self.sums {
             Sums::Total(sum) => sum.fill(0.0),
-            Sums::Weights { sum, .. } => sum.fill(0.0),
+            Sums::Large { sum, .. } => sum.fill(0.0),
             Sums::PerSequence { rows, offset } => {
                 rows.fill(0.0);
                 *offset = 0;
@@ -147,7 +138,7 @@ impl Gradients {
         }
         let (xa, gb) = (host(xa)?, host(gb)?);
         match &mut self.sums {
-            Sums::Weights { .. } => Err(missing("sums of its own kind")),
+            Sums::Large { .. } => Err(missing("a sum in f64")),
             Sums::Total(sum) => {
                 let mut dm = vec![0.0; r * r];
                 for (x, g) in xa.chunks_exact(r).zip(gb.chunks_exact(r)) {
@@ -189,6 +180,56 @@ impl Gradients {
             }
         }
     }
+
+    /// Adds gᵀ · x, for g `[T, n]` and x `[T, k]`, to the matrix `[n, k]` at `place`.
+    pub(super) fn add_product(
+        &mut self,
+        place: Range<usize>,
+        g: &Tensor,
+        x: &Tensor,
+    ) -> Result<()> {
+        let (n, k) = (g.dim(1)?, x.dim(1)?);
+        let sum = self.large_at(place)?;
+        if sum.len() != n * k || g.dim(0)? != x.dim(0)? {
+            return Err(missing("factors that fit its matrix"));
+        }
+        if let (Ok(g), Ok(x)) = (cpu_slice(g), cpu_slice(x)) {
+            weight_gradient(&g, &x, n, k, sum, true);
+            return Ok(());
+        }
+        add_values(sum, &g.t()?.matmul(x)?)
+    }
+
+    /// Where the named weights lie, when it is they that are trained.
+    pub(super) fn places(&self) -> Option<Arc<Places>> {
+        match &self.sums {
+            Sums::Large { places, .. } => places.clone(),
+            _ => None,
+        }
+    }
+
+    /// The part of the sum at `place`.
+    pub(super) fn large_at(&mut self, place: Range<usize>) -> Result<&mut [f32]> {
+        match &mut self.sums {
+            Sums::Large { sum, .. } => sum.get_mut(place),
+            _ => None,
+        }
+        .ok_or_else(|| missing("a sum as large as its weights"))
+    }
+}
+
+pub(super) fn add_values(sum: &mut [f32], gradient: &Tensor) -> Result<()> {
+    let values = host_f32(gradient)?;
+    if values.len() != sum.len() {
+        return Err(missing("the shape of its tensor"));
+    }
+    sum.iter_mut().zip(values).for_each(|(s, x)| *s += x);
+    Ok(())
+}
+
+pub(super) fn host_f32(tensor: &Tensor) -> Result<Vec<f32>> {
+    let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
 /// `dm[i, j] += g[i] · x[j]`.

@@ -40,10 +40,12 @@ impl LoraXs {
             .collect()
     }
 
-    /// `scaling · R` of adapted module `slot`, row-major `[r, r]`.
-    pub fn core(&self, slot: usize, parameters: &[f32]) -> Vec<f64> {
-        let r = &parameters[slot * self.size..][..self.size];
-        r.iter().map(|&x| self.scaling * f64::from(x)).collect()
+    /// `scaling · R` of every module, row-major `[modules, r, r]`.
+    pub fn cores(&self, parameters: &[f32]) -> Vec<f64> {
+        parameters
+            .iter()
+            .map(|&x| self.scaling * f64::from(x))
+            .collect()
     }
 
     /// Adds `dR = scaling · dM` of adapted module `slot` to the flat gradient.

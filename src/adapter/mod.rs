@@ -4,8 +4,11 @@
 //! `tinylora` and `lora-xs` freeze A and B (from the singular value decomposition of W) and train
 //! what M is made of; `lora` trains A and B; `full` trains the weights themselves.
 
+#[cfg(test)]
+mod decoder_tests;
 mod full;
 mod gradients;
+mod lora;
 mod lora_xs;
 mod modules;
 mod projection;
@@ -16,17 +19,22 @@ mod tests;
 mod tinylora;
 mod tying;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
 pub use gradients::{Gradients, LinearGrads, SHARED_ROW};
 pub use modules::{ModuleId, ModuleKind};
 pub use projection::projection;
 pub use spec::{AdapterKind, AdapterSpec, Sigma, StoredDtype, Tie};
-pub use svd::{SVD_VERSION, Svd, decompose_all, truncated_svd};
+pub use svd::{SVD_VERSION, Svd, SvdCache, SvdKey, decompose_all, truncated_svd, user_cache_dir};
 pub use tying::Tying;
 
+use crate::model::{Decoder, Weights};
+use crate::ops::Backend;
 use crate::{Error, Result};
 use full::Full;
+use lora::LoraModule;
 use lora_xs::LoraXs;
 use tinylora::TinyLora;
 
@@ -53,6 +61,8 @@ pub struct BaseModel {
 }
 
 /// Trained parameters, and the updates they make to the model's linear maps.
+///
+/// A clone is cheap but for kind `full`: tensors are shared.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     spec: AdapterSpec,
@@ -70,14 +80,57 @@ pub struct Adapter {
 enum Core {
     TinyLora(TinyLora),
     LoraXs(LoraXs),
+    Lora(Vec<LoraModule>),
     Full(Box<Full>),
 }
 
 impl Adapter {
-    /// An untrained adapter (`tinylora`: v = 0) on the decompositions of the adapted maps.
+    /// An untrained adapter for `decoder`, which leaves its output unchanged (but for `lora-xs`
+    /// with `init_std`).
     ///
-    /// `svds` are those of [`Tying::modules`], in that order. Tensors are made on `device` in
-    /// `dtype`, which should not be narrower than f32: M carries the trained numbers.
+    /// Decompositions come from `cache` when it has them; `progress` is told (done, total)
+    /// otherwise.
+    ///
+    /// # Errors
+    /// `Error::Config` when the spec is invalid or its rank too large for the model;
+    /// `Error::Data` when the weights are not finite.
+    pub fn new(
+        spec: &AdapterSpec,
+        base: BaseModel,
+        decoder: &Decoder,
+        cache: &SvdCache,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Self> {
+        spec.validate()?;
+        let placement = &decoder.placement;
+        let dtype = match placement.backend {
+            Backend::Cpu => DType::F32,
+            Backend::Portable => placement.dtype,
+        };
+        let tying = Tying::new(spec, base.num_layers);
+        let maps = tying
+            .modules
+            .iter()
+            .map(|&id| (id, &decoder.weights.blocks[id.layer].linear(id.kind).weight));
+        match spec.kind {
+            AdapterKind::TinyLora | AdapterKind::LoraXs => {
+                let maps: Vec<_> = maps.collect();
+                let svds = svd::cached(cache, &base.hash, placement, &maps, spec.r, progress)?;
+                Self::from_svds(spec, base, &svds, &placement.device, dtype)
+            }
+            AdapterKind::Lora => {
+                let shapes = maps
+                    .map(|(_, w)| w.dims().map(|(out, inner)| [out, inner]))
+                    .collect::<Result<Vec<_>>>()?;
+                Self::lora(spec, base, &shapes, &placement.device, dtype)
+            }
+            AdapterKind::Full => Self::full(spec, base, &decoder.weights),
+        }
+    }
+
+    /// An untrained `tinylora` or `lora-xs` on the decompositions of [`Tying::modules`], in that
+    /// order. A and B are made on `device` in `dtype`, M in f32 at least: it carries the trained
+    /// numbers.
     ///
     /// # Errors
     /// `Error::Config` when the spec is invalid; `Error::Internal` when `svds` do not fit it.
@@ -107,26 +160,70 @@ impl Adapter {
                 let master = LoraXs::initial(spec, tying.modules.len());
                 (Core::LoraXs(LoraXs::new(spec)), master)
             }
-            kind => {
-                return Err(Error::Internal(format!(
-                    "adapter kind {} does not use decompositions",
-                    kind.name()
-                )));
+            AdapterKind::Lora | AdapterKind::Full => {
+                let name = spec.kind.name();
+                let message = format!("adapter kind {name} does not use decompositions");
+                return Err(Error::Internal(message));
             }
         };
-        let zero = Tensor::zeros((spec.r, spec.r), dtype, device)?;
+        let m = Tensor::zeros((spec.r, spec.r), core_dtype(dtype), device)?;
         let low_rank = svds
             .iter()
             .map(|svd| {
                 let (a, b) = svd.factors(spec.sigma);
+                let a = Tensor::from_vec(a, (spec.r, svd.in_features()), device)?;
+                let b = Tensor::from_vec(b, (svd.out_features(), spec.r), device)?;
                 Ok(LowRank {
-                    a: Tensor::from_vec(a, (spec.r, svd.in_features()), device)?.to_dtype(dtype)?,
-                    m: zero.clone(),
-                    b: Tensor::from_vec(b, (svd.out_features(), spec.r), device)?
-                        .to_dtype(dtype)?,
+                    a: a.to_dtype(dtype)?,
+                    m: m.clone(),
+                    b: b.to_dtype(dtype)?,
                 })
             })
             .collect::<Result<Vec<_>>>()?;
+        Self::assemble(spec, base, low_rank, core, &master)
+    }
+
+    /// An untrained `lora` on modules of these shapes `[out, in]`.
+    fn lora(
+        spec: &AdapterSpec,
+        base: BaseModel,
+        shapes: &[[usize; 2]],
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let modules = LoraModule::lay_out(spec.r, shapes);
+        let master = lora::initial(spec, &modules);
+        let m = (Tensor::eye(spec.r, core_dtype(dtype), device)? * spec.lora_factor())?;
+        let empty = Tensor::zeros((0, 0), dtype, device)?;
+        let low_rank = vec![
+            LowRank {
+                a: empty.clone(),
+                m,
+                b: empty
+            };
+            modules.len()
+        ];
+        Self::assemble(spec, base, low_rank, Core::Lora(modules), &master)
+    }
+
+    /// Kind `full`: every weight of the model is trained, starting from where it is.
+    ///
+    /// # Errors
+    /// `Error::Config` when the spec is invalid.
+    pub fn full(spec: &AdapterSpec, base: BaseModel, weights: &Weights) -> Result<Self> {
+        spec.validate()?;
+        let (full, master) = Full::new(weights)?;
+        Self::assemble(spec, base, Vec::new(), Core::Full(Box::new(full)), &master)
+    }
+
+    fn assemble(
+        spec: &AdapterSpec,
+        base: BaseModel,
+        low_rank: Vec<LowRank>,
+        core: Core,
+        master: &[f32],
+    ) -> Result<Self> {
+        let tying = Tying::new(spec, base.num_layers);
         let mut slots = vec![None; base.num_layers * ModuleKind::ALL.len()];
         for (slot, id) in tying.modules.iter().enumerate() {
             slots[id.index()] = Some(slot);
@@ -138,9 +235,9 @@ impl Adapter {
             slots,
             low_rank,
             core,
-            master: Vec::new(),
+            master: vec![0.0; master.len()],
         };
-        adapter.set_parameters(&master)?;
+        adapter.set_parameters(master)?;
         Ok(adapter)
     }
 
@@ -161,8 +258,7 @@ impl Adapter {
         self.master.len()
     }
 
-    /// The f32 master copy, flat: v of group 0, v of group 1, … (`lora-xs`: R of each module,
-    /// row-major, in model order).
+    /// The f32 master copy, flat: [`Self::tensors`] one after the other.
     pub fn parameters(&self) -> &[f32] {
         &self.master
     }
@@ -181,11 +277,7 @@ impl Adapter {
     /// `Error::Diverged` when a value is not finite in the spec's dtype, `Error::Internal` when
     /// the count is wrong. The adapter is unchanged then.
     pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
-        let expected = match &self.core {
-            Core::Full(full) => full.num_parameters(),
-            Core::TinyLora(_) => self.tying.num_groups * self.spec.u,
-            Core::LoraXs(_) => self.tying.modules.len() * self.spec.r * self.spec.r,
-        };
+        let expected = self.master.len();
         if parameters.len() != expected {
             return Err(Error::Internal(format!(
                 "the adapter has {expected} parameters, not {}",
@@ -203,26 +295,32 @@ impl Adapter {
             )));
         }
         match &mut self.core {
+            Core::TinyLora(core) => {
+                let slots = 0..self.low_rank.len();
+                let cores = slots.flat_map(|slot| core.core(slot, &rounded)).collect();
+                self.set_cores(cores)?;
+            }
+            Core::LoraXs(core) => {
+                let cores = core.cores(&rounded);
+                self.set_cores(cores)?;
+            }
+            Core::Lora(modules) => {
+                for (low_rank, module) in self.low_rank.iter_mut().zip(modules) {
+                    *low_rank = module.low_rank(&rounded, low_rank)?;
+                }
+            }
             Core::Full(full) => full.set(&rounded)?,
-            _ => self.rebuild_cores(&rounded)?,
         }
-        self.master = parameters.to_vec();
+        self.master.copy_from_slice(parameters);
         Ok(())
     }
 
-    /// One upload for the M of all modules.
-    fn rebuild_cores(&mut self, rounded: &[f32]) -> Result<()> {
+    /// Replaces the M of all modules with one upload.
+    fn set_cores(&mut self, cores: Vec<f64>) -> Result<()> {
         let Some(first) = self.low_rank.first() else {
             return Ok(());
         };
         let (r, n) = (self.spec.r, self.low_rank.len());
-        let cores: Vec<f64> = (0..n)
-            .flat_map(|slot| match &self.core {
-                Core::TinyLora(core) => core.core(slot, rounded),
-                Core::LoraXs(core) => core.core(slot, rounded),
-                Core::Full(_) => Vec::new(),
-            })
-            .collect();
         let all = Tensor::from_vec(cores, (n, r, r), &Device::Cpu)?
             .to_dtype(first.m.dtype())?
             .to_device(first.m.device())?;
@@ -234,7 +332,7 @@ impl Adapter {
 
     /// The update of one linear map; `None` when that map is not adapted.
     pub fn low_rank(&self, id: ModuleId) -> Option<&LowRank> {
-        self.slot(id).map(|slot| &self.low_rank[slot])
+        self.slot(id).and_then(|slot| self.low_rank.get(slot))
     }
 
     /// The first layer that has something to train: backward stops there.
@@ -247,17 +345,46 @@ impl Adapter {
         self.slots.get(id.index()).copied().flatten()
     }
 
+    /// The trained copy of the model's weights, for kind `full`.
+    pub fn full_weights(&self) -> Option<&Weights> {
+        match &self.core {
+            Core::Full(full) => Some(&full.weights),
+            _ => None,
+        }
+    }
+
+    /// Whether gradients of weights, norms and biases are wanted: kind `full`.
+    pub fn trains_weights(&self) -> bool {
+        matches!(self.core, Core::Full(_))
+    }
+
     /// Zeroed sums of this adapter's gradient.
     pub fn gradients(&self) -> Gradients {
         match &self.core {
-            Core::Full(full) => full.gradients(),
-            _ => Gradients::total(self.num_parameters()),
+            Core::TinyLora(_) | Core::LoraXs(_) => Gradients::total(self.num_parameters()),
+            Core::Lora(_) => Gradients::large(self.num_parameters(), None),
+            Core::Full(full) => {
+                Gradients::large(self.num_parameters(), Some(Arc::clone(&full.places)))
+            }
         }
     }
 
     /// Zeroed gradients, one row a sequence. Micro-batches must not share prompts then.
-    pub fn gradients_per_sequence(&self, num_sequences: usize) -> Gradients {
-        Gradients::per_sequence(self.num_parameters(), num_sequences)
+    ///
+    /// # Errors
+    /// `Error::Config` for `lora` and `full`, whose gradient is as large as their weights.
+    pub fn gradients_per_sequence(&self, num_sequences: usize) -> Result<Gradients> {
+        match self.core {
+            Core::TinyLora(_) | Core::LoraXs(_) => Ok(Gradients::per_sequence(
+                self.num_parameters(),
+                num_sequences,
+            )),
+            Core::Lora(_) | Core::Full(_) => Err(Error::config(format!(
+                "a gradient for every sequence needs an adapter of type tinylora or lora-xs, \
+                 not {}",
+                self.spec.kind.name()
+            ))),
+        }
     }
 
     /// Adds what one linear map of a micro-batch contributes to the gradient.
@@ -274,16 +401,43 @@ impl Adapter {
         row_sequences: &[u32],
         gradients: &mut Gradients,
     ) -> Result<()> {
-        if self.trains_weights() {
-            return gradients.add_linear(id, lin);
-        }
         let Some(slot) = self.slot(id) else {
             return Ok(());
         };
-        gradients.add_core(lin, row_sequences, |dm, sum| match &self.core {
-            Core::TinyLora(core) => core.add_gradient(slot, dm, sum),
-            Core::LoraXs(core) => core.add_gradient(slot, dm, sum),
-            Core::Full(_) => {}
+        match &self.core {
+            Core::TinyLora(core) => gradients.add_core(lin, row_sequences, |dm, sum| {
+                core.add_gradient(slot, dm, sum);
+            }),
+            Core::LoraXs(core) => gradients.add_core(lin, row_sequences, |dm, sum| {
+                core.add_gradient(slot, dm, sum);
+            }),
+            Core::Lora(modules) => {
+                modules[slot].add_gradient(self.spec.lora_factor(), lin, gradients)
+            }
+            Core::Full(_) => gradients.add_linear(id, lin),
+        }
+    }
+
+    /// Name and shape of every tensor of the flat parameters, in their order: `v`
+    /// `[groups, u]`; `R` `[modules, r, r]`; `<module>.lora_A` and `.lora_B`; or the model's own.
+    pub fn tensors(&self) -> Result<Vec<(String, Vec<usize>)>> {
+        let r = self.spec.r;
+        Ok(match &self.core {
+            Core::TinyLora(_) => vec![("v".into(), vec![self.tying.num_groups, self.spec.u])],
+            Core::LoraXs(_) => vec![("R".into(), vec![self.tying.modules.len(), r, r])],
+            Core::Lora(modules) => {
+                let named = self.tying.modules.iter().zip(modules);
+                named.flat_map(|(id, module)| module.tensors(*id)).collect()
+            }
+            Core::Full(full) => full.tensors()?,
         })
+    }
+}
+
+/// M is held in f32 at least.
+fn core_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
     }
 }

@@ -158,7 +158,7 @@ fn gradients_agree_with_finite_differences_sequence_by_sequence() {
             .map(|x| (x * 64.0).round() as f32 / 64.0)
             .collect();
         adapter.set_parameters(&start).unwrap();
-        let mut gradients = adapter.gradients_per_sequence(4);
+        let mut gradients = adapter.gradients_per_sequence(4).unwrap();
         gradients.set_sequence_offset(1);
         toy_loss(&adapter, 2, Some(&mut gradients));
         let mut total = adapter.gradients();
@@ -242,7 +242,7 @@ fn wrong_shapes_are_internal_errors_not_panics() {
     let id = ModuleId::new(0, ModuleKind::Q);
     let (x, g) = (tensor(0, 3, IN), tensor(1, 3, OUT));
     let (xa, gb, short) = (tensor(2, 3, 2), tensor(3, 3, 2), tensor(4, 2, 2));
-    let mut rows = adapter.gradients_per_sequence(1);
+    let mut rows = adapter.gradients_per_sequence(1).unwrap();
     for (low_rank, sequences) in [
         (None, &[0u32, 0, 0][..]),
         (Some((&xa, &short)), &[0, 0, 0]),

@@ -89,7 +89,7 @@ impl Checkpoint {
     }
 }
 
-pub(super) fn random_weights(config: &ModelConfig, seed: u64) -> RawWeights {
+pub(crate) fn random_weights(config: &ModelConfig, seed: u64) -> RawWeights {
     let dtype = config.dtype.unwrap_or(Dtype::F32);
     let entries = expected_tensors(config)
         .into_iter()

@@ -23,6 +23,8 @@ mod weights;
 
 pub use batch::{Batch, Coefficients};
 pub use chat_template::ChatMessage;
+#[cfg(test)]
+pub(crate) use checkpoint::random_weights;
 pub use checkpoint::{Checkpoint, OpenOptions};
 pub use config::{Arch, Dtype, ModelConfig, RopeConfig, RopeScaling, expected_tensors};
 pub use decoder::{Decoder, Keep, Tape};

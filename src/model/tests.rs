@@ -219,7 +219,8 @@ fn a_shared_prompt_gives_the_scores_and_gradient_of_separate_ones() {
 fn per_sequence_gradients_add_up() {
     let decoder = decoder(portable(DType::F64));
     let (adapter, batch) = (adapter(&decoder), separate());
-    let mut rows = adapter.gradients_per_sequence(batch.lengths.len());
+    let rows = adapter.gradients_per_sequence(batch.lengths.len());
+    let mut rows = rows.expect("small");
     let known = Coefficients::Known(coefficients(&batch));
     decoder
         .accumulate_gradients(&adapter, &batch, 0.7, Keep::Inputs, known, &mut rows)

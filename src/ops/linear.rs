@@ -180,7 +180,9 @@ fn add_side(
         }
         Matrix::Dense(_) => {
             let xa = x.matmul(&a.t()?)?;
-            let delta = xa.matmul(&m.t()?)?.matmul(&b.t()?)?;
+            // M stays in f32 beside bf16 weights: it carries the trained numbers.
+            let mixed = xa.to_dtype(m.dtype())?.matmul(&m.t()?)?;
+            let delta = mixed.to_dtype(b.dtype())?.matmul(&b.t()?)?;
             Ok((xa, (y + delta)?))
         }
     }

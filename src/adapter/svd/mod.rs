@@ -5,14 +5,18 @@
 //! the first. With a smaller gap the answer is still a fixed function of the weights: the start is
 //! fixed and no sum depends on the number of threads.
 
+mod cache;
 mod eigen;
 mod krylov;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+pub use cache::{SvdCache, SvdKey, user_cache_dir};
+
 use super::modules::ModuleId;
 use super::spec::Sigma;
+use crate::model::Placement;
 use crate::ops::cpu::PackedMatrix;
 use crate::ops::linear::Matrix;
 use crate::{Error, Result};
@@ -166,6 +170,33 @@ pub fn decompose_all(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     results.into_iter().flatten().collect()
+}
+
+/// As [`decompose_all`], from the cache when it has them.
+pub(super) fn cached(
+    cache: &SvdCache,
+    base_hash: &str,
+    placement: &Placement,
+    maps: &[(ModuleId, &Matrix)],
+    rank: usize,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Vec<Svd>> {
+    let matrices = maps
+        .iter()
+        .map(|(id, w)| Ok((id.to_string(), <[usize; 2]>::from(w.dims()?))))
+        .collect::<Result<Vec<_>>>()?;
+    let key = SvdKey {
+        base_hash,
+        dtype: placement.dtype.as_str(),
+        rank,
+        matrices: &matrices,
+    };
+    if let Some(svds) = cache.load(&key) {
+        return Ok(svds);
+    }
+    let svds = decompose_all(maps, rank, progress)?;
+    cache.store(&key, &svds);
+    Ok(svds)
 }
 
 /// A tensor on any device as the f32 matrix that the CPU kernels multiply with.
