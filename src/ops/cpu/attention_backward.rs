@@ -471,14 +471,16 @@ mod tests {
 
     #[test]
     fn matches_f64_with_the_same_bits_everywhere() {
-        let shapes: [&[(usize, &[usize])]; 4] = [
-            &[(1, &[])],
-            &[(5, &[1, 3]), (33, &[]), (16, &[2, 17, 40])],
-            &[(150, &[60, 1, 33])],
-            &[(200, &[])],
-        ];
-        for (n_heads, n_kv, dim) in [(2, 2, 5), (6, 2, 24), (9, 3, 64), (4, 1, 200)] {
-            for shape in shapes {
+        let mixed: &[(usize, &[usize])] = &[(5, &[1, 3]), (33, &[]), (16, &[2, 17, 40])];
+        let long: &[(usize, &[usize])] = &[(150, &[60, 1]), (1, &[])];
+        for ((n_heads, n_kv, dim), shape) in [
+            ((2, 2, 5), mixed),
+            ((6, 2, 20), mixed),
+            ((6, 2, 20), long),
+            ((9, 3, 64), mixed),
+            ((4, 1, 200), &[(34, &[])]),
+        ] {
+            {
                 let layout = groups(shape);
                 let t = layout.tokens();
                 let (wide, narrow) = (t * n_heads * dim, t * n_kv * dim);
