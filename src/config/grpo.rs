@@ -66,8 +66,6 @@ pub struct GrpoConfig {
     pub steps_per_generation: usize,
     /// Passes over one generation batch (μ).
     pub num_iterations: usize,
-    /// Prompts with more tokens are left out of training.
-    pub max_prompt_length: Option<usize>,
     /// Most tokens sampled for a completion.
     pub max_completion_length: usize,
     /// Softmax temperature, of sampling and of the log-probabilities in the loss.
@@ -135,7 +133,6 @@ impl Default for GrpoConfig {
             prompts_per_step: 8,
             steps_per_generation: 1,
             num_iterations: 1,
-            max_prompt_length: None,
             max_completion_length: 512,
             temperature: 1.0,
             top_p: 1.0,
@@ -199,11 +196,6 @@ impl GrpoConfig {
                 )
             },
         )?;
-        if let Some(length) = self.max_prompt_length {
-            check(length >= 1, "grpo.max_prompt_length", length, || {
-                "must be at least 1".into()
-            })?;
-        }
         self.validate_sampling()?;
         self.validate_loss()?;
         self.validate_rewards()
