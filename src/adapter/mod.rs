@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod decoder_tests;
+mod file;
 mod full;
 mod gradients;
 mod lora;
