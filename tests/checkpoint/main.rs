@@ -5,6 +5,7 @@ mod config;
 mod gguf;
 mod hostile;
 mod hub;
+mod oracle;
 mod support;
 mod tokenizer;
 mod weights;
