@@ -65,6 +65,8 @@ enum Command {
         /// JSON Lines file
         file: PathBuf,
     },
+    /// Show what this machine and this build can do, and what is missing
+    Doctor,
 }
 
 /// Parses the command line, runs the command, prints the error, gives the exit code.
@@ -79,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Grade { reward, file } => {
             to_stdout(|out| commands::grade::run(reward, &file, out))
         }
+        Command::Doctor => to_stdout(commands::doctor::run),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -124,6 +124,18 @@ impl Hub {
         self.offline
     }
 
+    /// Ids of the models that have a folder in the cache, complete or not.
+    pub fn cached_models(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.cache).into_iter().flatten();
+        let names = entries.flatten().filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some(name.strip_prefix("models--")?.replacen("--", "/", 1))
+        });
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
     /// The file in the cache, without looking anywhere else.
     pub fn cached(&self, repo: &HubRepo, file: &str) -> Option<PathBuf> {
         let cache = Cache::new(self.cache.clone()).repo(repo.repo());

@@ -32,7 +32,7 @@ pub use decoder_weights::{Block, EMBEDDING, HEAD, Placement, Weight, Weights};
 pub use kv_cache::{KvCache, SlotId};
 pub use model::{LoadOptions, Model};
 pub use packing::pack;
-pub use source::fetch_model;
+pub use source::{cached_model, fetch_model};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use weights::{RawTensor, RawWeights, TensorInfo};

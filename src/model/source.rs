@@ -91,11 +91,8 @@ pub fn fetch_model(hub: &Hub, source: &str, quiet: bool) -> Result<PathBuf> {
         revision,
         ..HubRepo::model(id)
     };
-    let cached = hub.cached(&repo, REQUIRED[0]);
-    if let Some(dir) = cached.as_deref().and_then(Path::parent)
-        && is_complete(dir)
-    {
-        return Ok(dir.to_path_buf());
+    if let Some(dir) = cached_model(hub, &repo) {
+        return Ok(dir);
     }
     // A second round is needed when the cache held an older commit of the branch.
     for _ in 0..2 {
@@ -107,6 +104,12 @@ pub fn fetch_model(hub: &Hub, source: &str, quiet: bool) -> Result<PathBuf> {
     Err(Error::data(format!(
         "{id} changed on the hub while it was downloaded: try again"
     )))
+}
+
+/// The snapshot directory of a model that is complete in the cache.
+pub fn cached_model(hub: &Hub, repo: &HubRepo) -> Option<PathBuf> {
+    let dir = hub.cached(repo, REQUIRED[0])?.parent()?.to_path_buf();
+    is_complete(&dir).then_some(dir)
 }
 
 fn is_complete(dir: &Path) -> bool {

@@ -68,7 +68,8 @@ fn take_settled(pending: &mut Vec<u8>) -> String {
         settled += chunk.valid().len();
         let invalid = chunk.invalid();
         let at_end = settled + invalid.len() == pending.len();
-        if !invalid.is_empty() && !(at_end && is_incomplete(invalid)) {
+        let may_become_one = at_end && is_incomplete(invalid);
+        if !invalid.is_empty() && !may_become_one {
             text.push(char::REPLACEMENT_CHARACTER);
             settled += invalid.len();
         }
