@@ -1,6 +1,7 @@
 //! Command line arguments and their dispatch to [`crate::commands`].
 
 use std::io::{BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -73,30 +74,56 @@ enum Command {
 pub fn main() -> ExitCode {
     let Cli { command, global } = Cli::parse();
     init_logging(&global);
-    let result = match command {
-        Command::Train(args) => commands::train::run(args, &global),
-        Command::Eval(args) => to_stdout(|out| commands::eval::run(&args, &global, out)),
-        Command::Generate(args) => to_stdout(|out| commands::generate::run(&args, &global, out)),
-        Command::Score(args) => to_stdout(|out| commands::score::run(&args, &global, out)),
-        Command::Grade { reward, file } => {
-            to_stdout(|out| commands::grade::run(reward, &file, out))
-        }
-        Command::Doctor => to_stdout(commands::doctor::run),
-    };
+    let mut out = BufWriter::new(Stdout(std::io::stdout()));
+    // A panic is a bug; it has its exit code like any other failure, and its own message before.
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        run(command, &global, &mut out)?;
+        out.flush()
+            .map_err(|e| Error::data(format!("cannot write to stdout: {e}")))
+    }));
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            // What was done before the error is as good as if there had been none.
+            let _ = out.flush();
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
+        }
+        Err(_) => {
+            eprintln!("error: internal error, see the message above");
+            ExitCode::from(1)
         }
     }
 }
 
-/// Runs a command whose results go to stdout.
-fn to_stdout(run: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let mut out = BufWriter::new(std::io::stdout().lock());
-    run(&mut out)?;
-    out.flush().map_err(|e| Error::data(format!("stdout: {e}")))
+fn run(command: Command, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
+    match command {
+        Command::Train(args) => commands::train::run(&args, global, out),
+        Command::Eval(args) => commands::eval::run(&args, global, out),
+        Command::Generate(args) => commands::generate::run(&args, global, out),
+        Command::Score(args) => commands::score::run(&args, global, out),
+        Command::Grade { reward, file } => commands::grade::run(reward, &file, out),
+        Command::Doctor => commands::doctor::run(out),
+    }
+}
+
+/// Stdout; when its reader has gone (`tinylora … | head`) the program ends without a word.
+struct Stdout(std::io::Stdout);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes).inspect_err(leave_if_unread)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush().inspect_err(leave_if_unread)
+    }
+}
+
+fn leave_if_unread(error: &std::io::Error) {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
 }
 
 /// Log lines go to stderr; `RUST_LOG` overrides the flags.

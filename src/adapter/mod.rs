@@ -6,7 +6,6 @@
 
 #[cfg(test)]
 mod decoder_tests;
-mod file;
 mod full;
 mod gradients;
 mod lora;

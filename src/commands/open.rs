@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::adapter::{Adapter, SvdCache};
+use crate::adapter::Adapter;
 use crate::cli::GlobalArgs;
 use crate::config::WeightDtype;
 use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
@@ -132,6 +132,8 @@ pub fn load_model(source: &str, global: &GlobalArgs) -> Result<Model> {
     Model::load(source, &options)
 }
 
-fn load_adapter(name: &str, model: &Model) -> Result<Adapter> {
-    Adapter::load(Path::new(name), model, &SvdCache::user())
+fn load_adapter(name: &str, _model: &Model) -> Result<Adapter> {
+    Err(Error::config(format!(
+        "--adapter {name}: adapter files cannot be read yet"
+    )))
 }

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::check;
+use crate::model::Dtype;
 use crate::{Error, Result};
 
 /// Number format of the frozen weights in memory.
@@ -22,6 +23,16 @@ pub enum WeightDtype {
 }
 
 impl WeightDtype {
+    /// `None` keeps the file's.
+    pub fn to_dtype(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(Dtype::F32),
+            Self::Bf16 => Some(Dtype::Bf16),
+            Self::F16 => Some(Dtype::F16),
+        }
+    }
+
     /// Name as written in a configuration.
     pub fn name(self) -> &'static str {
         match self {

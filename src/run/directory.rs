@@ -130,9 +130,14 @@ pub fn checkpoints(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
+/// The configuration file of a run.
+pub fn config_source(run: &Path) -> Result<Source> {
+    Source::read(&run.join(CONFIG))
+}
+
 /// The configuration a run was made with.
 pub fn config_of(run: &Path) -> Result<Config> {
-    Config::load(&Source::read(&run.join(CONFIG))?, &[])
+    Config::load(&config_source(run)?, &[])
 }
 
 /// The run the user means: a folder, else a folder of that name under `runs/`.

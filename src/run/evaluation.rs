@@ -44,7 +44,21 @@ impl Evaluator {
             on_bad_row: config.data.on_bad_row,
             ..SetOptions::default()
         };
-        let load = |name: &String| EvalSet::load(name, tokenizer, &options);
+        // A prompt given for training holds for evaluation on the same data, or it would not show
+        // what was learnt.
+        let own = |name: &String| match config.data.prompt.as_str() {
+            "auto" => Ok(None),
+            given if *name == config.data.train => given.parse().map(Some),
+            _ => Ok(None),
+        };
+        let load = |name: &String| {
+            let template = own(name)?;
+            let options = SetOptions {
+                template,
+                ..options.clone()
+            };
+            EvalSet::load(name, tokenizer, &options)
+        };
         config.eval.data.iter().map(load).collect()
     }
 
@@ -114,7 +128,8 @@ impl Evaluator {
                 }
                 evaluation.seconds += result.seconds;
                 for metric in &result.metrics {
-                    let name = format!("{}{}", pass.prefix, metric.name);
+                    let name = metric.name.trim_end_matches(",none");
+                    let name = format!("{}{name}", pass.prefix);
                     if let Some(stderr) = metric.stderr {
                         scores.insert(format!("{name}_stderr"), stderr.into());
                     }

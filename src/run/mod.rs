@@ -10,6 +10,7 @@ pub mod logs;
 pub mod metrics;
 pub mod plan;
 pub mod plot;
+pub mod problems;
 pub mod progress;
 pub mod signals;
 pub mod state;

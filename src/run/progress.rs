@@ -60,7 +60,7 @@ impl Progress {
 
     /// A line the user should see whatever is in progress.
     pub fn line(self, text: &str) {
-        if self != Self::Silent {
+        if self != Self::Silent && !text.is_empty() {
             eprintln!("{text}");
         }
     }
@@ -104,6 +104,11 @@ impl Bar {
             Progress::Lines => eprintln!("{text}"),
             Progress::Silent => {}
         }
+    }
+
+    /// Removes the bar without a word.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// Ends the work and removes the bar; a plain log keeps a last line.

@@ -1,0 +1,195 @@
+//! The training problems with their prompts, and the trainer that goes through them.
+
+use sha2::{Digest, Sha256};
+
+use super::training::Trainer;
+use crate::adapter::Adapter;
+use crate::config::{Config, Method};
+use crate::data::prompts::{PromptedProblem, Template};
+use crate::data::{self, DataOrder};
+use crate::grpo::{GrpoTrainer, Sampler};
+use crate::model::{Model, Tokenizer};
+use crate::reward::Grader;
+use crate::rollout::NativeEngine;
+use crate::sft::{Example, SftTrainer, end_of_turn};
+use crate::{Error, Result};
+
+/// What a run learns from.
+pub struct TrainingData {
+    problems: Vec<PromptedProblem>,
+    /// GRPO: what a completion is worth.
+    graders: Vec<Grader>,
+    /// SFT: the solutions behind the prompts.
+    examples: Vec<Example>,
+}
+
+impl TrainingData {
+    /// Reads the problems and puts them into the prompt template.
+    ///
+    /// # Errors
+    /// Unreadable data; no problem left; a prompt the checkpoint has no chat template for; prompts
+    /// and completions that do not fit `context` positions; SFT without solutions.
+    pub fn load(
+        config: &Config,
+        tokenizer: &Tokenizer,
+        context: usize,
+        quiet: bool,
+    ) -> Result<Self> {
+        let dataset = data::load(&config.data, quiet)?;
+        tracing::info!("{}: {}", dataset.name, dataset.report.summary());
+        let template = template(config)?;
+        let shots = Vec::new();
+        let limit = config.data.max_prompt_length;
+        let (problems, too_long) =
+            template.render_all(tokenizer, dataset.problems, &shots, limit)?;
+        if too_long > 0 {
+            tracing::warn!(
+                "{too_long} problems have prompts of more than {limit} tokens: left out"
+            );
+        }
+        if problems.is_empty() {
+            return Err(Error::data(format!(
+                "no problem of {} has a prompt of at most {limit} tokens (data.max_prompt_length)",
+                config.data.train
+            )));
+        }
+        let mut graders = config.reward.graders()?;
+        if graders.is_empty() {
+            graders.push(match template {
+                Template::QwenBoxed => Grader::Math,
+                _ => Grader::Gsm8k,
+            });
+        }
+        let examples = match config.method {
+            Method::Grpo => Vec::new(),
+            Method::Sft => examples(config, tokenizer, &problems)?,
+        };
+        let data = Self {
+            problems,
+            graders,
+            examples,
+        };
+        data.check_context(config, context)?;
+        Ok(data)
+    }
+
+    fn check_context(&self, config: &Config, context: usize) -> Result<()> {
+        let (prompt, completion) = (self.longest_prompt(), config.grpo.max_completion_length);
+        if config.method == Method::Grpo && prompt + completion > context {
+            return Err(Error::config(format!(
+                "grpo.max_completion_length = {completion}: with the longest prompt of {prompt} \
+                 tokens that is more than the model's context of {context}; lower it or \
+                 data.max_prompt_length"
+            )));
+        }
+        Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.problems.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Tokens of the longest prompt.
+    pub fn longest_prompt(&self) -> usize {
+        let lengths = self.problems.iter().map(|p| p.prompt.tokens.len());
+        lengths.max().unwrap_or(0)
+    }
+
+    /// The first prompt as the model sees it.
+    pub fn first_prompt(&self) -> &str {
+        self.problems.first().map_or("", |p| &p.prompt.text)
+    }
+
+    /// Steps of `train.num_train_epochs`.
+    pub fn steps(&self, config: &Config) -> u64 {
+        let per_step = match config.method {
+            Method::Grpo => config.grpo.prompts_per_step,
+            Method::Sft => config.sft.examples_per_step,
+        };
+        DataOrder::new(0, self.len()).steps(config.train.num_train_epochs, per_step)
+    }
+
+    /// SHA-256 over prompts, answers and solutions in order.
+    pub fn hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        let mut add = |bytes: &[u8]| {
+            hasher.update((bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        for PromptedProblem { problem, prompt } in &self.problems {
+            let tokens: Vec<u8> = prompt.tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+            add(&tokens);
+            add(problem.answer.as_bytes());
+            add(problem.solution.as_deref().unwrap_or_default().as_bytes());
+        }
+        format!("{:x}", hasher.finalize())
+    }
+
+    /// The trainer of the configured method.
+    pub fn trainer<'a>(
+        &'a self,
+        config: &'a Config,
+        model: &'a Model,
+        adapter: Adapter,
+        total_steps: u64,
+    ) -> Result<Box<dyn Trainer + 'a>> {
+        let seed = config.train.seed;
+        match config.method {
+            Method::Sft => Ok(Box::new(SftTrainer::new(
+                &config.sft,
+                &config.optim,
+                &model.decoder,
+                adapter,
+                &self.examples,
+                seed,
+                total_steps,
+            )?)),
+            Method::Grpo => {
+                let all_one = vec![1.0; self.graders.len()];
+                let batch = config.rollout.max_batch_size;
+                let sampler = Sampler {
+                    config: &config.grpo,
+                    engine: Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
+                    problems: &self.problems,
+                    graders: self.graders.clone(),
+                    weights: config.grpo.reward_weights.clone().unwrap_or(all_one),
+                    order: DataOrder::new(seed, self.len()),
+                    eos: model.tokenizer.eos_ids().to_vec(),
+                    seed,
+                };
+                let (grpo, optim) = (&config.grpo, &config.optim);
+                let trainer =
+                    GrpoTrainer::new(grpo, optim, &model.decoder, adapter, sampler, total_steps);
+                Ok(Box::new(trainer))
+            }
+        }
+    }
+}
+
+/// `auto` is the benchmark's own template; problems from a file get that of GSM8K.
+fn template(config: &Config) -> Result<Template> {
+    match config.data.prompt.as_str() {
+        "auto" => match data::benchmarks::find(&config.data.train) {
+            Some(benchmark) => benchmark.prompt.parse(),
+            None => Ok(Template::Gsm8k),
+        },
+        given => given.parse(),
+    }
+}
+
+fn examples(
+    config: &Config,
+    tokenizer: &Tokenizer,
+    problems: &[PromptedProblem],
+) -> Result<Vec<Example>> {
+    let end = end_of_turn(tokenizer)?;
+    let example = |p: &PromptedProblem| {
+        let max_length = config.sft.max_length;
+        Example::new(&p.problem, &p.prompt.tokens, tokenizer, end, max_length)
+    };
+    problems.iter().map(example).collect()
+}
