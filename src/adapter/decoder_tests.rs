@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::ops::random::Stream;
 
-fn decoder(tied: bool, placement: Placement) -> Decoder {
+pub(super) fn decoder(tied: bool, placement: Placement) -> Decoder {
     let config = ModelConfig {
         arch: Arch::Qwen2,
         hidden_size: 12,
@@ -44,7 +44,7 @@ fn exact() -> Placement {
     }
 }
 
-fn spec(kind: AdapterKind) -> AdapterSpec {
+pub(super) fn spec(kind: AdapterKind) -> AdapterSpec {
     let lora_alpha = (kind == AdapterKind::Lora).then_some(6.0);
     AdapterSpec {
         kind,
@@ -54,7 +54,7 @@ fn spec(kind: AdapterKind) -> AdapterSpec {
     }
 }
 
-fn adapter(spec: &AdapterSpec, decoder: &Decoder) -> Adapter {
+pub(super) fn adapter(spec: &AdapterSpec, decoder: &Decoder) -> Adapter {
     let base = BaseModel {
         name: "small".into(),
         hash: "00".into(),
@@ -64,7 +64,7 @@ fn adapter(spec: &AdapterSpec, decoder: &Decoder) -> Adapter {
 }
 
 /// Moves every parameter a little, so that no gradient vanishes; exact in f32.
-fn disturb(adapter: &mut Adapter) {
+pub(super) fn disturb(adapter: &mut Adapter) {
     let noise = Stream {
         seed: 4,
         domain: 96,
@@ -113,7 +113,7 @@ fn gradient(decoder: &Decoder, adapter: &Adapter) -> Vec<f64> {
     gradients.sum()
 }
 
-const KINDS: [AdapterKind; 4] = [
+pub(super) const KINDS: [AdapterKind; 4] = [
     AdapterKind::TinyLora,
     AdapterKind::LoraXs,
     AdapterKind::Lora,

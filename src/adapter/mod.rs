@@ -6,6 +6,9 @@
 
 #[cfg(test)]
 mod decoder_tests;
+mod file;
+#[cfg(test)]
+mod file_tests;
 mod full;
 mod gradients;
 mod lora;
@@ -23,6 +26,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use file::SavedAdapter;
 pub use gradients::{Gradients, LinearGrads, SHARED_ROW};
 pub use modules::{ModuleId, ModuleKind};
 pub use projection::projection;

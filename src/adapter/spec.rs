@@ -142,6 +142,8 @@ impl Default for AdapterSpec {
 
 /// Larger ranks and groups than any model can use: keeps sizes computed from hostile files small.
 const MAX_SIZE: usize = 1 << 16;
+/// Most numbers of P in one module.
+const MAX_PROJECTION: usize = 1 << 24;
 
 impl AdapterSpec {
     /// Checks every value that can be judged without a model.
@@ -160,6 +162,13 @@ impl AdapterSpec {
         size("r", self.r)?;
         size("u", self.u)?;
         size("n_tie", self.n_tie)?;
+        if self.kind == AdapterKind::TinyLora && self.u * self.r * self.r > MAX_PROJECTION {
+            return Err(Error::config(format!(
+                "adapter.u = {} with adapter.r = {} needs more than {MAX_PROJECTION} numbers of P \
+                 in every module: make one of them smaller",
+                self.u, self.r
+            )));
+        }
         let number = |key: &str, value: f64, ok: bool, want: &str| {
             if ok && value.is_finite() {
                 return Ok(());
@@ -270,6 +279,7 @@ mod tests {
             ("r = 0", "adapter.r"),
             ("u = 0", "adapter.u"),
             ("u = 1000000", "adapter.u"),
+            ("u = 60000\nr = 60000", "numbers of P"),
             ("n_tie = 0", "adapter.n_tie"),
             ("projection_std = 0.0", "projection_std"),
             ("projection_std = nan", "projection_std"),
