@@ -115,3 +115,95 @@ fn math_passes_the_suite_of_hendrycks() {
     }
     assert_eq!(suite.len(), 16);
 }
+
+/// Kinds of wrong answers of which none may pass.
+const NEVER: [&str; 15] = [
+    "sign_flip",
+    "negate",
+    "drop_minus",
+    "off_plus1",
+    "off_minus1",
+    "seq_reversed",
+    "seq_shuffled",
+    "other_gold",
+    "left_bracket_flip",
+    "right_bracket_flip",
+    "both_bracket_flip",
+    "union_bracket",
+    "x100",
+    "div100",
+    "base_wrong",
+];
+
+#[test]
+fn equiv_against_math_verify_and_qwen() {
+    let Some(pairs) = cases("equiv_pairs_public.jsonl") else {
+        return;
+    };
+    for grader in [Grader::Equiv, Grader::EquivWide] {
+        let (mut agreed, mut same, mut equal, mut accepted) = (0, 0, 0, 0);
+        for pair in &pairs {
+            let (gold, pred) = (text(pair, "gold"), text(pair, "pred"));
+            let verdict = grader.equal(gold, pred);
+            assert_eq!(verdict, grader.equal(pred, gold), "not symmetric: {pair}");
+            assert!(!verdict || !NEVER.contains(&text(pair, "kind")), "{pair}");
+            if pair["kind"] == "identity" {
+                assert!(verdict, "{pair}");
+            }
+            if pair["qwen"] == pair["math_verify"] {
+                agreed += 1;
+                same += usize::from(pair["qwen"] == verdict);
+            }
+            if pair["intent"] == "eq" && (pair["qwen"] == true || pair["math_verify"] == true) {
+                equal += 1;
+                accepted += usize::from(verdict);
+            }
+        }
+        let same = 100.0 * same as f64 / agreed as f64;
+        let accepted = 100.0 * accepted as f64 / equal as f64;
+        eprintln!(
+            "{}: {same:.2} % of {agreed} verdicts that both share, accepts {accepted:.2} % of {equal} equal pairs that either accepts",
+            grader.name()
+        );
+        assert!(accepted >= 97.0);
+        // The rest are the references' errors and, for the wide notation, what neither reads.
+        assert!(same >= if grader == Grader::Equiv { 97.5 } else { 92.0 });
+    }
+}
+
+#[test]
+fn equiv_passes_the_suite_of_math_verify() {
+    let Some(suite) = cases("math_verify_suite.jsonl") else {
+        return;
+    };
+    let passed = |verdict: &dyn Fn(&str, &str) -> bool| {
+        let right =
+            |case: &&Value| verdict(text(case, "gold"), text(case, "pred")) == case["expected"];
+        suite.iter().filter(right).count()
+    };
+    let compared = passed(&|gold, pred| Grader::Equiv.equal(gold, pred));
+    let graded = passed(&|gold, pred| Grader::Equiv.grade(gold, pred).correct);
+    eprintln!(
+        "suite of {}: {compared} compared, {graded} with extraction",
+        suite.len()
+    );
+    assert!(compared.min(graded) * 100 >= suite.len() * 95);
+}
+
+#[test]
+fn equiv_extracts_what_both_references_accept() {
+    let Some(cases) = cases("extract_cases_public.jsonl") else {
+        return;
+    };
+    let shared = cases
+        .iter()
+        .filter(|case| case["qwen_correct"] == case["math_verify_correct"]);
+    let (mut agreed, mut same) = (0, 0);
+    for case in shared {
+        agreed += 1;
+        let graded = Grader::Equiv.grade(text(case, "gold"), text(case, "completion"));
+        same += usize::from(case["qwen_correct"] == graded.correct);
+    }
+    eprintln!("extraction: {same} of {agreed} verdicts that both share");
+    assert!(same * 100 >= agreed * 97);
+}

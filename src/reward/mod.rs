@@ -4,7 +4,9 @@
 //! [`Grader`] is the one list of graders by name; the `grade` command, the trainer and the
 //! evaluation all go through it. One file a family of rules.
 
+mod equiv;
 mod extract;
+mod final_answer;
 mod gsm8k;
 mod hendrycks;
 mod lm_eval;
@@ -12,6 +14,7 @@ mod lm_eval;
 use std::str::FromStr;
 
 use crate::{Error, Result};
+use equiv::Notation;
 
 /// What a grader found in a completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,15 +38,21 @@ pub enum Grader {
     LmEvalFlexible,
     /// The last `\boxed` and the string equality of the Hendrycks MATH code, as verl rewards MATH.
     Math,
+    /// Mathematical equality of the final answer, wherever the completion states it.
+    Equiv,
+    /// As [`Self::Equiv`], and it also reads notation that the graders in common use do not.
+    EquivWide,
 }
 
 impl Grader {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Gsm8k,
         Self::Gsm8kFlexible,
         Self::LmEvalStrict,
         Self::LmEvalFlexible,
         Self::Math,
+        Self::Equiv,
+        Self::EquivWide,
     ];
 
     /// The name on the command line, in configurations and in metrics.
@@ -54,6 +63,8 @@ impl Grader {
             Self::LmEvalStrict => "lm-eval-strict",
             Self::LmEvalFlexible => "lm-eval-flexible",
             Self::Math => "math",
+            Self::Equiv => "equiv",
+            Self::EquivWide => "equiv-wide",
         }
     }
 
@@ -77,6 +88,7 @@ impl Grader {
             Self::LmEvalStrict => lm_eval::extract_strict(completion),
             Self::LmEvalFlexible => lm_eval::extract_flexible(completion),
             Self::Math => extract::last_boxed(completion),
+            Self::Equiv | Self::EquivWide => final_answer::final_answer(completion),
         }
     }
 
@@ -86,6 +98,8 @@ impl Grader {
             Self::Gsm8k | Self::Gsm8kFlexible => gsm8k::equal(gold, pred),
             Self::LmEvalStrict | Self::LmEvalFlexible => lm_eval::equal(gold, pred),
             Self::Math => hendrycks::is_equiv(gold, pred),
+            Self::Equiv => equiv::equal(gold, pred, Notation::Standard),
+            Self::EquivWide => equiv::equal(gold, pred, Notation::Wide),
         }
     }
 }

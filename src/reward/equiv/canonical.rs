@@ -1,0 +1,70 @@
+//! Answers as text, for those that are no mathematics and for equality of notation.
+
+use super::lexer::Token;
+
+/// The tokens as one string without spaces: two answers with the same string differ in notation
+/// only. Degree signs are left out, as they are of equal numbers.
+pub(super) fn of_tokens(tokens: &[Token]) -> String {
+    let mut out = String::new();
+    for token in tokens {
+        match token {
+            token if token.is_separator() => {
+                if !out.ends_with(',') {
+                    out.push(',');
+                }
+            }
+            Token::Number(text) | Token::Word(text) => out.push_str(text),
+            Token::Text(text) => {
+                out.extend(text.chars().filter(|c| !c.is_whitespace() && *c != '~'))
+            }
+            Token::Letter(c) => out.push(*c),
+            Token::Op('°') => {}
+            Token::Op(c) => out.push(*c),
+            Token::Unknown(c) => out.extend(['\\', *c]),
+            Token::Command(name) => {
+                out.push('\\');
+                out.push_str(name);
+                out.push(' ');
+            }
+            Token::Begin(name) | Token::End(name) => {
+                out.push('\\');
+                out.push_str(match name.as_str() {
+                    "pmatrix" | "bmatrix" | "Bmatrix" | "smallmatrix" => "matrix",
+                    other => other,
+                });
+                out.push(' ');
+            }
+        }
+    }
+    out
+}
+
+/// A word or phrase without case, spaces, and punctuation around it.
+pub(super) fn plain(text: &str) -> String {
+    let inner = text.trim_matches(|c: char| c.is_whitespace() || ".'\"“”‘’~".contains(c));
+    let inner = match inner
+        .strip_prefix('(')
+        .and_then(|inner| inner.strip_suffix(')'))
+    {
+        Some(choice) if !choice.contains(['(', ')']) => choice,
+        _ => inner,
+    };
+    let mut out: String = inner
+        .chars()
+        .filter(|c| !c.is_whitespace() && *c != '~')
+        .collect();
+    if out.chars().count() > 1 {
+        out = out.to_lowercase();
+    }
+    out
+}
+
+/// The text of an answer that is no mathematics, without the name it is given to, percent signs and
+/// case.
+pub(super) fn prose(text: &str) -> String {
+    let mut chars = text.chars();
+    let named =
+        matches!((chars.next(), chars.next()), (Some(name), Some('=')) if name.is_alphabetic());
+    let text = if named { chars.as_str() } else { text };
+    plain(&text.replace('%', ""))
+}

@@ -1,0 +1,221 @@
+//! Mathematical equality of two answers.
+//!
+//! An answer is read as LaTeX or plain text mathematics ([`lexer`], [`arguments`], [`parser`]) and
+//! compared by what it is: numbers exactly ([`exact`]), expressions at several points to about thirty
+//! digits ([`numeric`]), collections by their parts ([`compare`]). What cannot be read is compared as
+//! text. Every step is bounded, in depth, nodes and arithmetic, whatever the input.
+
+mod approx;
+mod arguments;
+mod canonical;
+mod compare;
+mod dd;
+mod exact;
+mod lexer;
+mod matrix;
+mod node;
+mod numeric;
+mod parser;
+mod symbols;
+mod words;
+
+use std::cell::Cell;
+
+use lexer::Token;
+use parser::Slash;
+
+/// Longest answer, in bytes, that is read as mathematics.
+const MAX_BYTES: usize = 10_000;
+
+/// Which ways of writing are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notation {
+    /// What the graders in common use read: LaTeX, and plain text of the kind `3/4`, `x^2`, `2 cm`.
+    Standard,
+    /// Also Unicode symbols, words of currency, sizes of brackets and other dress.
+    Wide,
+}
+
+/// A bound on the work of one comparison, in units of a double-double operation.
+pub(super) struct Fuel(Cell<u32>);
+
+impl Fuel {
+    const PER_COMPARISON: u32 = 60_000;
+
+    fn new() -> Self {
+        Self(Cell::new(Self::PER_COMPARISON))
+    }
+
+    fn take(&self, cost: u32) -> Option<()> {
+        let left = self.0.get().checked_sub(cost);
+        self.0.set(left.unwrap_or(0));
+        left.map(|_| ())
+    }
+}
+
+/// Whether two answers are equal. Symmetric; `true` for identical answers that are not empty.
+pub(super) fn equal(a: &str, b: &str, notation: Notation) -> bool {
+    if a.trim().is_empty() || b.trim().is_empty() {
+        return false;
+    }
+    if a == b {
+        return true;
+    }
+    let (a, b) = (unboxed(a), unboxed(b));
+    if a.len() > MAX_BYTES || b.len() > MAX_BYTES {
+        let compact = |text: &str| {
+            text.chars()
+                .filter(|c| !c.is_whitespace())
+                .collect::<String>()
+        };
+        return compact(&a) == compact(&b);
+    }
+    let fuel = Fuel::new();
+    match same(&a, &b, notation, &fuel) {
+        Verdict::Same => true,
+        Verdict::Different => false,
+        Verdict::OneUnread => [(&a, &b), (&b, &a)].into_iter().any(|(prose, other)| {
+            is_statement(prose)
+                && super::final_answer::final_answer(prose)
+                    .is_some_and(|answer| same(&answer, other, notation, &fuel) == Verdict::Same)
+        }),
+    }
+}
+
+/// Whether a text that is no mathematics looks like a statement with an answer in it rather than an
+/// answer: it has formulas in delimiters, or several words.
+fn is_statement(text: &str) -> bool {
+    let words = text.split_whitespace().filter(|word| {
+        word.chars().count() > 1 && word.chars().all(|c| c.is_alphabetic() || "'.,".contains(c))
+    });
+    text.replace(r"\$", "").contains('$')
+        || text.contains(r"\(")
+        || text.contains(r"\[")
+        || words.count() >= 4
+}
+
+/// The answer in a text with boxes.
+fn unboxed(answer: &str) -> std::borrow::Cow<'_, str> {
+    match answer.contains(r"\boxed") {
+        true => super::final_answer::final_answer(answer).map_or(answer.into(), Into::into),
+        false => answer.into(),
+    }
+}
+
+#[derive(PartialEq)]
+enum Verdict {
+    Same,
+    Different,
+    /// One of the two is mathematics and the other is not.
+    OneUnread,
+}
+
+fn same(a: &str, b: &str, notation: Notation, fuel: &Fuel) -> Verdict {
+    let (a, b) = (prepare(a, notation), prepare(b, notation));
+    if a.is_empty() || b.is_empty() {
+        return Verdict::Different;
+    }
+    let (text_a, text_b) = (canonical::of_tokens(&a), canonical::of_tokens(&b));
+    if text_a == text_b {
+        return Verdict::Same;
+    }
+    let slashes: &[Slash] = match notation {
+        Notation::Wide => &[Slash::OverProduct, Slash::OverFactor],
+        _ => &[Slash::OverProduct],
+    };
+    let mut read = (false, false);
+    for slash in slashes {
+        let nodes = (
+            parser::parse(&a, notation, *slash),
+            parser::parse(&b, notation, *slash),
+        );
+        read = (nodes.0.is_some(), nodes.1.is_some());
+        if let (Some(a), Some(b)) = &nodes
+            && compare::Comparer::new(fuel).answers(a, b)
+        {
+            return Verdict::Same;
+        }
+    }
+    match read {
+        (true, true) => Verdict::Different,
+        _ if canonical::prose(&text_a) == canonical::prose(&text_b) => Verdict::Same,
+        (false, false) => Verdict::Different,
+        _ => Verdict::OneUnread,
+    }
+}
+
+/// Whether an answer can be read as mathematics.
+pub(super) fn is_readable(text: &str) -> bool {
+    if text.len() > MAX_BYTES {
+        return false;
+    }
+    let tokens = prepare(text, Notation::Wide);
+    !tokens.is_empty() && parser::parse(&tokens, Notation::Wide, Slash::OverProduct).is_some()
+}
+
+/// Tokens of an answer without the dress around it.
+fn prepare(text: &str, notation: Notation) -> Vec<Token> {
+    let mut text = text.trim().to_owned();
+    for _ in 0..4 {
+        if let Some(number) = words::number(text.trim_end_matches('.')) {
+            return vec![Token::Number(number.to_string())];
+        }
+        let tokens = undress(arguments::brace(lexer::tokens(&text, notation)));
+        match tokens.as_slice() {
+            [Token::Text(inner)]
+                if *inner != text
+                    && !inner.contains(if notation == Notation::Wide {
+                        &[','][..]
+                    } else {
+                        &[',', ' ']
+                    }) =>
+            {
+                text.clone_from(inner);
+            }
+            _ => return tokens,
+        }
+    }
+    Vec::new()
+}
+
+/// Drops outer braces and boxes, and stops and row ends after the answer.
+fn undress(mut tokens: Vec<Token>) -> Vec<Token> {
+    for _ in 0..16 {
+        while matches!(tokens.last(), Some(Token::Op('.' | '⏎'))) {
+            tokens.pop();
+        }
+        let boxed = match tokens.as_slice() {
+            [Token::Command(name), Token::Op('{'), ..] if name == "boxed" => 1,
+            [Token::Op('{'), ..] => 0,
+            _ => return tokens,
+        };
+        let over = tokens
+            .iter()
+            .any(|token| *token == Token::Command("over".to_owned()));
+        if over || !closes_at_end(&tokens[boxed..]) {
+            return tokens;
+        }
+        tokens.pop();
+        tokens.drain(..=boxed);
+    }
+    tokens
+}
+
+/// Whether the brace that opens the tokens is closed by the last of them.
+fn closes_at_end(tokens: &[Token]) -> bool {
+    let mut depth = 0usize;
+    for (at, token) in tokens.iter().enumerate() {
+        match token {
+            Token::Op('{') => depth += 1,
+            Token::Op('}') => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at + 1 == tokens.len();
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;
