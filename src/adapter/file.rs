@@ -17,7 +17,7 @@ use super::spec::{AdapterKind, AdapterSpec, StoredDtype};
 use super::svd::{SVD_VERSION, SvdCache};
 use super::tying::Tying;
 use super::{Adapter, BaseModel};
-use crate::model::Decoder;
+use crate::model::{Decoder, Model};
 use crate::run::fs;
 use crate::{Error, Result};
 
@@ -64,6 +64,14 @@ impl Adapter {
     /// `Error::Data` when the path cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         fs::write_atomic(path, &self.to_bytes()?)
+    }
+
+    /// Reads an adapter's file and puts it on the model it was trained on.
+    ///
+    /// # Errors
+    /// As [`SavedAdapter::load`] and [`SavedAdapter::onto`].
+    pub fn load(path: &Path, model: &Model, cache: &SvdCache) -> Result<Self> {
+        SavedAdapter::load(path)?.onto(model.base(), &model.decoder, cache, &|_, _| ())
     }
 
     /// The content of the adapter's file: the same bytes for the same adapter.

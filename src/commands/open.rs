@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, ModuleKind, SavedAdapter, SvdCache};
 use crate::cli::GlobalArgs;
 use crate::config::WeightDtype;
 use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
@@ -92,7 +92,7 @@ impl ModelArgs {
         let adapter = names
             .adapter
             .as_deref()
-            .map(|name| load_adapter(name, &model))
+            .map(|name| load_adapter(name, &model, progress))
             .transpose()?;
         Ok(Opened {
             model,
@@ -132,8 +132,14 @@ pub fn load_model(source: &str, global: &GlobalArgs) -> Result<Model> {
     Model::load(source, &options)
 }
 
-fn load_adapter(name: &str, _model: &Model) -> Result<Adapter> {
-    Err(Error::config(format!(
-        "--adapter {name}: adapter files cannot be read yet"
-    )))
+fn load_adapter(name: &str, model: &Model, progress: Progress) -> Result<Adapter> {
+    let saved = SavedAdapter::load(Path::new(name))?;
+    let total = model.decoder.config.num_hidden_layers * ModuleKind::ALL.len();
+    let bar = progress.bar("decomposing weights", total as u64);
+    let cache = SvdCache::user();
+    let adapter = saved.onto(model.base(), &model.decoder, &cache, &|done, _| {
+        bar.set_position(done as u64);
+    });
+    bar.clear();
+    adapter
 }

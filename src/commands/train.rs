@@ -10,7 +10,6 @@ use serde_json::json;
 use crate::adapter::{Adapter, SvdCache};
 use crate::cli::GlobalArgs;
 use crate::config::{Config, Method, Source};
-use crate::export::write_tinylora;
 use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions};
 use crate::run::checkpoint::{Checkpoint, Identity, Store};
 use crate::run::directory::{self, RunDirectory};
@@ -138,7 +137,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         progress,
         evaluations,
         evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
-        write_adapter: &write_tinylora,
+        write_adapter: &Adapter::save,
         curve: Vec::new(),
     };
     session.run(&mut *trainer).map_err(|error| match error {
@@ -151,7 +150,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let (evaluations, curve) = (session.evaluations, session.curve);
 
     let path = directory.adapter();
-    write_tinylora(trainer.adapter(), &path)?;
+    trainer.adapter().save(&path)?;
     let summary = Summary {
         run: directory.path(),
         steps: total_steps,

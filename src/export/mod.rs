@@ -6,12 +6,10 @@ mod peft;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod tinylora;
 
 pub use lora::write_lora;
 pub use merged::{MergeReport, write_merged};
 pub use peft::write_peft;
-pub use tinylora::write_tinylora;
 
 use std::path::Path;
 

@@ -24,18 +24,8 @@ pub(super) struct Writer {
 impl Writer {
     /// `tensors` are names and shapes, all stored as `dtype`.
     pub fn create(path: &Path, dtype: Dtype, tensors: Vec<(String, Vec<usize>)>) -> Result<Self> {
-        Self::with_metadata(path, dtype, tensors, json!({"format": "pt"}))
-    }
-
-    /// As [`Self::create`] with other metadata: an object of strings.
-    pub fn with_metadata(
-        path: &Path,
-        dtype: Dtype,
-        tensors: Vec<(String, Vec<usize>)>,
-        metadata: Value,
-    ) -> Result<Self> {
         let mut header = Map::new();
-        header.insert("__metadata__".into(), metadata);
+        header.insert("__metadata__".into(), json!({"format": "pt"}));
         let (mut offset, mut expected) = (0, Vec::with_capacity(tensors.len()));
         for (name, shape) in tensors {
             let elements: usize = shape.iter().product();
