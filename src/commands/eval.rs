@@ -17,8 +17,8 @@ use crate::eval::{
 };
 use crate::reward::Grader;
 use crate::rollout::NativeEngine;
-use crate::run::fs;
 use crate::run::progress::Progress;
+use crate::run::{fs, signals};
 use crate::{Error, Result};
 
 /// Arguments of `tinylora eval`.
@@ -113,6 +113,7 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<
         progress: Progress::new(global.quiet),
         batch_size: args.batch_size,
     };
+    signals::install()?;
     let mut tasks = Vec::new();
     for set in sets {
         let base = match args.base {
@@ -192,10 +193,18 @@ impl EvalArgs {
     }
 
     fn sets(&self, opened: &Opened, quiet: bool) -> Result<Vec<EvalSet>> {
+        let trained_on = opened.config.as_ref().map(|config| &config.data);
+        let given = self.few_shot.map(Template::FewShot).or(self.prompt.clone());
+        let template = match (given, trained_on) {
+            // An adapter is asked the way it was trained.
+            (None, Some(data)) if data.prompt != "auto" => Some(data.prompt.parse()?),
+            (given, _) => given,
+        };
+        let data_dir = self.data_dir.clone();
         let options = SetOptions {
-            data_dir: self.data_dir.clone(),
+            data_dir: data_dir.or(trained_on.and_then(|data| data.data_dir.clone())),
             limit: self.limit,
-            template: self.few_shot.map(Template::FewShot).or(self.prompt.clone()),
+            template,
             graders: self.reward.clone(),
             fields: FieldMapping {
                 problem: self.problem_field.clone(),
@@ -208,12 +217,19 @@ impl EvalArgs {
             },
             quiet,
         };
-        let files = self.data.iter().map(|path| path.display().to_string());
-        let names = self.benchmark.iter().cloned().chain(files);
+        let tokenizer = &opened.model.tokenizer;
+        let named = self
+            .benchmark
+            .iter()
+            .map(|n| EvalSet::load(n, tokenizer, &options));
+        let files = self
+            .data
+            .iter()
+            .map(|p| EvalSet::from_file(p, tokenizer, &options));
         let progress = Progress::new(quiet);
         let mut sets: Vec<EvalSet> = Vec::new();
-        for name in names {
-            let set = EvalSet::load(&name, &opened.model.tokenizer, &options)?;
+        for set in named.chain(files) {
+            let set = set?;
             if sets.iter().any(|s| s.name == set.name) {
                 return Err(Error::config(format!(
                     "two tasks are named {}: their results would overwrite each other",
@@ -270,6 +286,12 @@ impl Runner<'_> {
             },
         );
         bar.finish();
-        result
+        result.map_err(|error| match (error, self.folder) {
+            (Error::Interrupted(_), Some(folder)) => Error::Interrupted(format!(
+                "interrupted; the same command goes on from the completions in {}",
+                folder.display()
+            )),
+            (error, _) => error,
+        })
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::adapter::{Adapter, ModuleKind, SavedAdapter, SvdCache};
 use crate::cli::GlobalArgs;
-use crate::config::WeightDtype;
+use crate::config::{Config, WeightDtype};
 use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
 use crate::run::progress::Progress;
 use crate::run::{checkpoint, directory};
@@ -27,10 +27,12 @@ pub struct ModelArgs {
 }
 
 /// What [`ModelArgs`] name, before anything is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Names {
     pub model: String,
     pub adapter: Option<String>,
+    /// Of the run that the adapter belongs to.
+    pub config: Option<Config>,
 }
 
 /// A model, and an adapter on it if one was named.
@@ -39,6 +41,8 @@ pub struct Opened {
     pub adapter: Option<Adapter>,
     /// As the user named it.
     pub adapter_name: Option<String>,
+    /// Of the run that the adapter belongs to.
+    pub config: Option<Config>,
 }
 
 impl ModelArgs {
@@ -54,13 +58,14 @@ impl ModelArgs {
             .filter(|path| path.is_dir())
             .and_then(|path| directory::find(path).ok());
         if let Some(model) = &self.model {
-            let adapter = match run_of_adapter {
-                Some(run) => Some(adapter_of(&run)?),
-                None => self.adapter.clone(),
+            let (adapter, config) = match run_of_adapter {
+                Some(run) => (Some(adapter_of(&run)?), Some(directory::config_of(&run)?)),
+                None => (self.adapter.clone(), None),
             };
             return Ok(Names {
                 model: model.clone(),
                 adapter,
+                config,
             });
         }
         let run = match (&self.run, run_of_adapter) {
@@ -72,15 +77,16 @@ impl ModelArgs {
                 run
             }
         };
-        let model = directory::config_of(&run)?.model.path;
+        let config = directory::config_of(&run)?;
         // An adapter that is no run of its own goes onto the newest run's model.
         let adapter = match &self.adapter {
             Some(adapter) if !Path::new(adapter).is_dir() => adapter.clone(),
             _ => adapter_of(&run)?,
         };
         Ok(Names {
-            model,
+            model: config.model.path.clone(),
             adapter: Some(adapter),
+            config: Some(config),
         })
     }
 
@@ -98,6 +104,7 @@ impl ModelArgs {
             model,
             adapter,
             adapter_name: names.adapter,
+            config: names.config,
         })
     }
 }

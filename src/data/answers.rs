@@ -159,6 +159,7 @@ pub fn last_boxed(solution: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn numbers_lose_what_string_equality_would_trip_over() {
@@ -222,5 +223,30 @@ mod tests {
         assert_eq!(last_boxed("\\boxed{1"), None);
         assert_eq!(last_boxed("no box"), None);
         assert_eq!(last_boxed(&"\\boxed{".repeat(10_000)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_cleaned_without_a_panic(text in ".{0,40}") {
+            for rule in [
+                AnswerRule::Number,
+                AnswerRule::Verbatim,
+                AnswerRule::TrimDollars,
+                AnswerRule::DropDollars,
+                AnswerRule::Integer,
+            ] {
+                let clean = rule.clean(&text);
+                prop_assert!(clean.len() <= text.len());
+                prop_assert_eq!(clean.trim(), &clean);
+            }
+            let _ = last_boxed(&format!("\\boxed{text}"));
+        }
+
+        #[test]
+        fn numbers_keep_their_value(n in -10_000_000i64..10_000_000) {
+            for rule in [AnswerRule::Number, AnswerRule::Integer] {
+                prop_assert_eq!(rule.clean(&format!("{n}.00")), n.to_string());
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Problem;
 use super::answers::AnswerRule;
 use super::dataset::{Columns, Dataset, ReadOptions, read_files};
 use super::hub::{HubRepo, RepoKind};
@@ -95,7 +96,7 @@ const BOXED: Benchmark = Benchmark {
     metrics: MATH_METRICS,
     prompt: "qwen-boxed",
     max_tokens: 3072,
-    shots_from: "",
+    shots_from: "math",
 };
 
 /// Every benchmark known by name.
@@ -170,7 +171,6 @@ pub const BENCHMARKS: &[Benchmark] = &[
             &["test.jsonl"],
             &[500],
         )],
-        shots_from: "math",
         ..BOXED
     },
     Benchmark {
@@ -205,7 +205,6 @@ pub const BENCHMARKS: &[Benchmark] = &[
                 &[5000],
             ),
         ],
-        shots_from: "math",
         ..BOXED
     },
     Benchmark {
@@ -340,6 +339,20 @@ impl Benchmark {
         self.metrics.iter().map(|&g| Metric::of(g)).collect()
     }
 
+    /// Worked examples for few-shot prompts: the first of the training split, in order.
+    pub fn shots(&self, count: usize, options: &BenchmarkOptions) -> Result<Vec<Problem>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let options = BenchmarkOptions {
+            limit: Some(count),
+            ..options.clone()
+        };
+        Ok(benchmark(self.shots_from)?
+            .load("train", &options)?
+            .problems)
+    }
+
     fn split(&self, name: &str) -> Result<&'static Split> {
         self.splits.iter().find(|s| s.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.splits.iter().map(|s| s.name).collect();
@@ -468,7 +481,7 @@ mod tests {
                 Some(i)
             );
             assert!(!benchmark.splits.is_empty() && !benchmark.metrics.is_empty());
-            assert!(benchmark.shots_from.is_empty() || find(benchmark.shots_from).is_some());
+            assert!(find(benchmark.shots_from).unwrap().split("train").is_ok());
         }
         let error = benchmark("gsm8").unwrap_err();
         assert_eq!(error.exit_code(), 2);

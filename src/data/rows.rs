@@ -243,6 +243,7 @@ impl<'a> ArrayElements<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn collect(
         read: fn(&Path, &Limits, &mut RowSink) -> Result<()>,
@@ -341,5 +342,39 @@ mod tests {
             ..Limits::default()
         };
         assert!(collect(read_json_array, b"[{}, {}]", &small).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            bytes in proptest::collection::vec(
+                prop_oneof![
+                    any::<u8>(),
+                    proptest::sample::select(b"[]{}\",:\\\n0a".to_vec()),
+                ],
+                0..400,
+            ),
+            row_bytes in 1usize..64,
+        ) {
+            let limits = Limits { row_bytes, ..Limits::default() };
+            let lines = collect(read_json_lines, &bytes, &limits).unwrap();
+            prop_assert!(lines.len() <= 1 + bytes.iter().filter(|&&b| b == b'\n').count());
+            let _ = collect(read_json_array, &bytes, &limits);
+        }
+
+        #[test]
+        fn an_array_gives_what_its_lines_give(texts in proptest::collection::vec(".{0,20}", 1..8)) {
+            let rows: Vec<String> =
+                texts.iter().map(|t| serde_json::json!({"t": t, "n": [1, {}]}).to_string()).collect();
+            let limits = Limits::default();
+            let lines = collect(read_json_lines, rows.join("\n").as_bytes(), &limits).unwrap();
+            let array = format!("[\n{}\n]", rows.join(" ,\n"));
+            let array = collect(read_json_array, array.as_bytes(), &limits).unwrap();
+            prop_assert_eq!(lines.len(), array.len());
+            for (index, (line, element)) in lines.iter().zip(&array).enumerate() {
+                prop_assert_eq!(line.1.as_ref().unwrap(), element.1.as_ref().unwrap());
+                prop_assert_eq!(&element.0, &format!("line {}", index + 2));
+            }
+        }
     }
 }

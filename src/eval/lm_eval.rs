@@ -174,6 +174,7 @@ fn extras(task: &TaskReport) -> Value {
             "seconds": result.seconds,
             "tokens": result.tokens,
             "tokens_per_second": result.tokens_per_second(),
+            "completions_read_back": result.read_back,
         })
     };
     let report = &task.set.report;

@@ -135,6 +135,8 @@ pub struct EvalResult {
     pub seconds: f64,
     /// Tokens generated in this run, without those read back.
     pub tokens: u64,
+    /// Completions of an earlier run that were read back.
+    pub read_back: usize,
     /// As the engine was asked.
     pub sampling: SamplingParams,
 }
@@ -212,6 +214,7 @@ pub fn evaluate(
             None => waiting.push(problem),
         }
     }
+    let read_back = state.done;
     progress(&state);
 
     let requests: Vec<Request> = waiting
@@ -262,6 +265,7 @@ pub fn evaluate(
         samples,
         seconds: start.elapsed().as_secs_f64(),
         tokens,
+        read_back,
         sampling: params,
     };
     result.metrics = scores(set, &result, k);

@@ -85,23 +85,7 @@ impl EvalSet {
             Some(template) => template.clone(),
             None => benchmark.prompt.parse()?,
         };
-        let shots = if template.num_shots() == 0 {
-            Vec::new()
-        } else {
-            let from = match benchmark.shots_from {
-                "" => {
-                    return Err(Error::config(format!(
-                        "{name_or_path} has no training split to take few-shot examples from"
-                    )));
-                }
-                from => data::benchmark(from)?,
-            };
-            let shot_options = BenchmarkOptions {
-                limit: Some(template.num_shots()),
-                ..benchmark_options
-            };
-            from.load("train", &shot_options)?.problems
-        };
+        let shots = benchmark.shots(template.num_shots(), &benchmark_options)?;
         let mut set = Self::new(
             dataset,
             template,
@@ -113,7 +97,9 @@ impl EvalSet {
         Ok(set)
     }
 
-    fn from_file(path: &Path, tokenizer: &Tokenizer, options: &SetOptions) -> Result<Self> {
+    /// The problems of a file, asked as GSM8K is and graded by every grader unless the options say
+    /// otherwise.
+    pub fn from_file(path: &Path, tokenizer: &Tokenizer, options: &SetOptions) -> Result<Self> {
         let template = options.template.clone().unwrap_or(Template::Gsm8k);
         // A file has no training split: its own first rows are the examples, and not scored.
         let shots = template.num_shots();

@@ -102,12 +102,16 @@ fn p_value(p: f64) -> String {
 }
 
 fn speed(result: &EvalResult) -> String {
-    format!(
+    let mut text = format!(
         "{} tokens in {:.1} s ({:.0} tok/s)",
         result.tokens,
         result.seconds,
         result.tokens_per_second()
-    )
+    );
+    if result.read_back > 0 {
+        let _ = write!(text, ", {} completions read back", result.read_back);
+    }
+    text
 }
 
 /// Columns padded to their widest cell, two spaces apart, a rule under the head.

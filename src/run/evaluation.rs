@@ -37,7 +37,13 @@ impl Evaluator {
     /// # Errors
     /// An unknown benchmark, unreadable data, a prompt the checkpoint has no chat template for.
     pub fn load(config: &Config, tokenizer: &Tokenizer) -> Result<Vec<EvalSet>> {
+        // Before and after are asked the way training asks.
+        let template = match config.data.prompt.as_str() {
+            "auto" => None,
+            given => Some(given.parse()?),
+        };
         let options = SetOptions {
+            template,
             data_dir: config.data.data_dir.clone(),
             limit: config.eval.limit,
             fields: config.data.fields.clone(),
