@@ -36,7 +36,11 @@ pub(super) fn resolve(source: &str, quiet: bool) -> Result<PathBuf> {
             "model {source}: no such file or directory, and not a hub id (owner/name)"
         )));
     }
-    fetch_model(&Hub::from_env()?, source, quiet)
+    // A mistyped path looks like an id.
+    fetch_model(&Hub::from_env()?, source, quiet).map_err(|error| match error {
+        Error::Data(message) => Error::data(format!("{message}; nor is {source} a path here")),
+        other => other,
+    })
 }
 
 fn no_config(dir: &Path) -> Error {

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokenizers::AddedToken;
 
 use super::byte_level::TokenBytes;
 use super::chat_template::{ChatMessage, ChatTemplate, SpecialTexts};
@@ -39,12 +41,15 @@ impl Tokenizer {
     pub fn from_hf_dir(dir: &Path, config: &ModelConfig) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = read_bounded(&path, MAX_TOKENIZER_BYTES)?;
-        let inner = tokenizer_json::parse(&bytes).map_err(|e| Error::file("parse", &path, e))?;
+        let mut inner =
+            tokenizer_json::parse(&bytes).map_err(|e| Error::file("parse", &path, e))?;
         let settings_path = dir.join("tokenizer_config.json");
         let settings = match settings_path.exists() {
             true => read_json_object(&settings_path)?,
             false => Map::new(),
         };
+        add_listed_tokens(&mut inner, &settings)
+            .map_err(|cause| Error::file("use", &settings_path, cause))?;
         let id = |key: &str| special_token(&settings, key).and_then(|t| inner.token_to_id(t));
         let special = SpecialTokens {
             eos: id("eos_token"),
@@ -206,6 +211,39 @@ impl Tokenizer {
             serde_json::to_string_pretty(&settings).map_err(|e| Error::Internal(e.to_string()))?;
         write("tokenizer_config.json", &settings)
     }
+}
+
+/// Adds the tokens of `added_tokens_decoder` that tokenizer.json lacks, as transformers does: some
+/// fine-tuned checkpoints have tokens there only.
+fn add_listed_tokens(
+    tokenizer: &mut tokenizers::Tokenizer,
+    settings: &Map<String, Value>,
+) -> std::result::Result<(), String> {
+    let Some(Value::Object(listed)) = settings.get("added_tokens_decoder") else {
+        return Ok(());
+    };
+    let known = tokenizer.get_added_tokens_decoder();
+    let mut missing: Vec<(u32, AddedToken)> = Vec::new();
+    for (id, token) in listed {
+        let parsed = id.parse().ok().zip(AddedToken::deserialize(token).ok());
+        let Some((id, token)) = parsed else {
+            return Err(format!("added_tokens_decoder entry {id} makes no sense"));
+        };
+        if known.get(&id).is_none_or(|k| k.content != token.content) {
+            missing.push((id, token));
+        }
+    }
+    missing.sort_by_key(|(id, _)| *id);
+    for (id, token) in missing {
+        let content = token.content.clone();
+        tokenizer.add_tokens([token]).map_err(|e| e.to_string())?;
+        if tokenizer.token_to_id(&content) != Some(id) {
+            return Err(format!(
+                "token {content:?} is said to have the id {id}, which contradicts tokenizer.json"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A special token in tokenizer_config.json: a string, or an object with its `content`.

@@ -83,11 +83,12 @@ pub(super) struct MappedFile {
 
 impl MappedFile {
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::file("open", path, e))?;
-        let metadata = file.metadata().map_err(|e| Error::file("open", path, e))?;
+        // Asked before opening, which would wait for ever on a pipe.
+        let metadata = std::fs::metadata(path).map_err(|e| Error::file("open", path, e))?;
         if !metadata.is_file() {
             return Err(Error::file("open", path, "not a regular file"));
         }
+        let file = File::open(path).map_err(|e| Error::file("open", path, e))?;
         // SAFETY: the mapping is read-only; that nobody truncates a checkpoint while it is in use
         // is a documented condition of this module.
         let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::file("map", path, e))?;

@@ -68,3 +68,30 @@ fn oracle_ids_are_equal() {
     }
     assert!(compared > 0, "nothing to compare in {}", folder.display());
 }
+
+/// A GGUF file of the Llama family against the directory that transformers made of it, in the
+/// folder of `scripts/oracle.py`.
+#[test]
+fn oracle_gguf_weights_are_equal() {
+    let Some(folder) = std::env::var_os("TINYLORA_ORACLE").map(PathBuf::from) else {
+        println!("skipped: TINYLORA_ORACLE is not set (scripts/oracle.py makes its folder)");
+        return;
+    };
+    let open = |name: &str| {
+        let source = folder.join(name).display().to_string();
+        Checkpoint::open(&source, &OpenOptions::default()).expect("opened")
+    };
+    let (gguf, directory) = (open("SmolLM2-135M-Instruct.Q4_1.gguf"), open("smollm2"));
+    let mut largest = 0.0f32;
+    for name in directory.weights.names() {
+        let ours = gguf.weights.get_f32(name).expect(name);
+        let theirs = directory.weights.get_f32(name).expect(name);
+        assert_eq!(ours.len(), theirs.len(), "{name}");
+        let differences = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs());
+        largest = differences.fold(largest, f32::max);
+    }
+    println!("largest difference of a weight: {largest:e}");
+    assert!(largest <= 1e-6, "{largest}");
+    assert_eq!(gguf.config.eos_token_ids, directory.config.eos_token_ids);
+    assert_eq!(gguf.config.rope, directory.config.rope);
+}

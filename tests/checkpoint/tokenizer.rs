@@ -47,6 +47,31 @@ fn special_tokens_are_skipped_on_request() {
 }
 
 #[test]
+fn tokens_that_only_the_settings_list_are_added_with_their_ids() {
+    let (made, _) = smollm();
+    let entry = |content: &str| {
+        serde_json::json!({"content": content, "special": true, "lstrip": false, "rstrip": false,
+                           "normalized": false, "single_word": false})
+    };
+    let mut config = config(&made.config);
+    config.vocab_size += 2;
+    let settings = |first: &str, second: &str| {
+        serde_json::json!({"added_tokens_decoder": {
+            first: entry("<extra_1>"), "0": entry("<|endoftext|>"), second: entry("<extra_0>")}})
+    };
+    made.write("tokenizer_config.json", settings("447", "446").to_string());
+    let tokenizer = Tokenizer::from_hf_dir(made.dir.path(), &config).expect("a tokenizer");
+    let ids = tokenizer.encode("<extra_0><extra_1><|endoftext|>", false);
+    assert_eq!(ids.unwrap(), [446, 447, 0]);
+    for (first, second) in [("447", "3"), ("450", "446"), ("x", "446")] {
+        made.write("tokenizer_config.json", settings(first, second).to_string());
+        let refused = Tokenizer::from_hf_dir(made.dir.path(), &config).err();
+        let error = refused.expect("refused").to_string();
+        assert!(error.contains("tokenizer_config.json"), "{error}");
+    }
+}
+
+#[test]
 fn streamed_pieces_join_to_the_decoded_text_and_are_never_broken() {
     let (_made, tokenizer) = smollm();
     for skip_special in [false, true] {
