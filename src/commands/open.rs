@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::adapter::{Adapter, ModuleKind, SavedAdapter, SvdCache};
 use crate::cli::GlobalArgs;
-use crate::config::{Config, WeightDtype};
+use crate::config::{Config, ModelSection, WeightDtype};
 use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
 use crate::run::progress::Progress;
 use crate::run::{checkpoint, directory};
@@ -68,9 +68,9 @@ impl ModelArgs {
                 config,
             });
         }
-        let run = match (&self.run, run_of_adapter) {
+        let run = match (&self.run, &run_of_adapter) {
             (Some(run), _) => directory::find(run)?,
-            (None, Some(run)) => run,
+            (None, Some(run)) => run.clone(),
             (None, None) => {
                 let run = directory::newest()?;
                 progress.line(&format!("the newest run is {}", run.display()));
@@ -79,8 +79,8 @@ impl ModelArgs {
         };
         let config = directory::config_of(&run)?;
         // An adapter that is no run of its own goes onto the newest run's model.
-        let adapter = match &self.adapter {
-            Some(adapter) if !Path::new(adapter).is_dir() => adapter.clone(),
+        let adapter = match (&self.adapter, run_of_adapter) {
+            (Some(adapter), None) => adapter.clone(),
             _ => adapter_of(&run)?,
         };
         Ok(Names {
@@ -94,7 +94,8 @@ impl ModelArgs {
     pub fn open(&self, global: &GlobalArgs) -> Result<Opened> {
         let progress = Progress::new(global.quiet);
         let names = self.names(progress)?;
-        let model = load_model(&names.model, global)?;
+        let section = names.config.as_ref().map(|c| (&c.model, c.train.seed));
+        let model = load_model(&names.model, section, global)?;
         let adapter = names
             .adapter
             .as_deref()
@@ -120,11 +121,19 @@ fn adapter_of(run: &Path) -> Result<String> {
         })
 }
 
-/// The model as `--device` and `--dtype` want it.
-pub fn load_model(source: &str, global: &GlobalArgs) -> Result<Model> {
+/// The model as `--device` and `--dtype` want it, else as the run had it whose `[model]` section
+/// and seed are given.
+pub fn load_model(
+    source: &str,
+    run: Option<(&ModelSection, u64)>,
+    global: &GlobalArgs,
+) -> Result<Model> {
+    let dtype = global.dtype.or(run.map(|(section, _)| section.dtype));
+    let device = global.device.or(run.map(|(section, _)| section.device));
+    let random = run.filter(|(section, _)| section.random_init);
     let options = LoadOptions {
-        device: global.device.unwrap_or_default().open()?,
-        dtype: match global.dtype.unwrap_or_default() {
+        device: device.unwrap_or_default().open()?,
+        dtype: match dtype.unwrap_or_default() {
             WeightDtype::Auto => None,
             WeightDtype::F32 => Some(Dtype::F32),
             WeightDtype::Bf16 => Some(Dtype::Bf16),
@@ -132,7 +141,7 @@ pub fn load_model(source: &str, global: &GlobalArgs) -> Result<Model> {
         },
         open: OpenOptions {
             quiet: global.quiet,
-            ..OpenOptions::default()
+            random_init: random.map(|(_, seed)| seed),
         },
         ..LoadOptions::default()
     };

@@ -67,8 +67,13 @@ pub struct Benchmark {
     pub shots_from: &'static str,
 }
 
-const NUMBER_METRICS: &[Grader] = &[Grader::LmEvalStrict, Grader::LmEvalFlexible, Grader::Gsm8k];
-const MATH_METRICS: &[Grader] = &[Grader::Math];
+const NUMBER_METRICS: &[Grader] = &[
+    Grader::LmEvalStrict,
+    Grader::LmEvalFlexible,
+    Grader::Gsm8k,
+    Grader::Equiv,
+];
+const MATH_METRICS: &[Grader] = &[Grader::Math, Grader::Equiv];
 
 const fn split(
     name: &'static str,

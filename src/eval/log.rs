@@ -73,11 +73,11 @@ impl CompletionLog {
             .truncate(false)
             .open(path)
             .map_err(fail)?;
-        let (header, found, whole) = read_log(&file, path)?;
-        if let Some(header) = header {
-            check_same(path, &header, configuration)?;
+        let content = read_log(&file, path)?;
+        if let Some(earlier) = content.configuration {
+            check_same(path, &earlier, configuration)?;
             // A line torn by a crash is cut off, so that the next one starts clean.
-            file.set_len(whole).map_err(fail)?;
+            file.set_len(content.whole).map_err(fail)?;
             file.seek(SeekFrom::End(0)).map_err(fail)?;
         } else {
             file.set_len(0).map_err(fail)?;
@@ -88,7 +88,7 @@ impl CompletionLog {
         Ok(Self {
             path: path.to_path_buf(),
             file,
-            found,
+            found: content.found,
         })
     }
 
@@ -188,10 +188,17 @@ fn write_line(file: &mut File, path: &Path, line: &impl Serialize) -> Result<()>
         .map_err(|e| Error::file("write", path, e))
 }
 
-type Found = HashMap<(usize, usize), LoggedCompletion>;
+/// What a file holds.
+#[derive(Default)]
+struct Content {
+    /// `None` in a new file, or one whose first line is torn.
+    configuration: Option<Map<String, Value>>,
+    found: HashMap<(usize, usize), LoggedCompletion>,
+    /// Bytes of the part made of whole lines.
+    whole: u64,
+}
 
-/// The configuration, the completions, and the length of the part made of whole lines.
-fn read_log(file: &File, path: &Path) -> Result<(Option<Map<String, Value>>, Found, u64)> {
+fn read_log(file: &File, path: &Path) -> Result<Content> {
     let bad = |number: usize, why: &str| {
         Error::data(format!(
             "{} line {number} {why}: it is not a log of completions; move it away or choose another folder",
@@ -199,8 +206,8 @@ fn read_log(file: &File, path: &Path) -> Result<(Option<Map<String, Value>>, Fou
         ))
     };
     let mut reader = BufReader::new(file);
-    let (mut header, mut found) = (None, HashMap::new());
-    let (mut whole, mut number, mut line) = (0u64, 0usize, Vec::new());
+    let mut content = Content::default();
+    let (mut number, mut line) = (0usize, Vec::new());
     loop {
         line.clear();
         number += 1;
@@ -214,18 +221,21 @@ fn read_log(file: &File, path: &Path) -> Result<(Option<Map<String, Value>>, Fou
             }
             // The end of the file, or a line torn by a crash. A torn first line belongs to a log
             // only if it starts as one.
-            if header.is_none() && !START.starts_with(&line) && !line.starts_with(START) {
+            if content.configuration.is_none()
+                && !START.starts_with(&line)
+                && !line.starts_with(START)
+            {
                 return Err(bad(number, "is incomplete"));
             }
-            return Ok((header, found, whole));
+            return Ok(content);
         }
-        if header.is_none() {
+        if content.configuration.is_none() {
             let value: Value =
                 serde_json::from_slice(&line).map_err(|_| bad(number, "is not valid JSON"))?;
             if value["tinylora_eval"] != json!(VERSION) {
                 return Err(bad(number, "has no known version"));
             }
-            header = Some(
+            content.configuration = Some(
                 value["configuration"]
                     .as_object()
                     .cloned()
@@ -234,9 +244,11 @@ fn read_log(file: &File, path: &Path) -> Result<(Option<Map<String, Value>>, Fou
         } else {
             let line: Line =
                 serde_json::from_slice(&line).map_err(|_| bad(number, "is not a completion"))?;
-            found.insert((line.problem, line.sample), line.completion);
+            content
+                .found
+                .insert((line.problem, line.sample), line.completion);
         }
-        whole += line.len() as u64;
+        content.whole += line.len() as u64;
     }
 }
 
