@@ -1,0 +1,231 @@
+//! `eval`, `score` and `generate` on a run of the embedded model's shape with random weights.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const CONFIG: &str = r#"
+method = "sft"
+[model]
+path = "mini"
+random_init = true
+[data]
+train = "mini"
+limit = 8
+[adapter]
+n_tie = 4
+[train]
+max_steps = 2
+[optim]
+learning_rate = 10.0
+[sft]
+examples_per_step = 2
+"#;
+
+/// A folder with one finished run.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn with_run() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        std::fs::write(place.path("small.toml"), CONFIG).unwrap();
+        place.succeed(&["train", "--config", "small.toml"]);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_tinylora"))
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env("COLUMNS", "60")
+            .output()
+            .unwrap()
+    }
+
+    /// stdout of a command that must succeed.
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn refuse(&self, arguments: &[&str], code: i32, part: &str) {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(part), "no {part:?} in: {stderr}");
+    }
+}
+
+#[test]
+fn a_run_is_evaluated_scored_and_asked() {
+    let place = Place::with_run();
+
+    // The newest run's model and adapter, without naming either.
+    let eval = [
+        "eval",
+        "--benchmark",
+        "mini",
+        "--limit",
+        "3",
+        "--max-tokens",
+        "5",
+    ];
+    let with = |more: &[&'static str]| -> Vec<&str> { [&eval[..], more].concat() };
+    let results = place.succeed(&with(&["--base", "--json", "--out", "out"]));
+    let results: Value = serde_json::from_str(&results).unwrap();
+    let task = &results["results"]["mini"];
+    assert!(task["exact_match,strict-match"].is_number(), "{task}");
+    assert!(task["exact_match,flexible-extract"].is_number(), "{task}");
+    assert_eq!(results["n-samples"]["mini"]["effective"], 3);
+    let compared = &results["tinylora"]["tasks"]["mini"]["comparison"];
+    assert!(compared["exact_match,strict-match"]["mcnemar_p"].is_number());
+    let files = std::fs::read_dir(place.path("out")).unwrap();
+    assert_eq!(files.count(), 5, "results, samples and completions of both");
+
+    // The same again only reads back; another configuration is refused.
+    let table = place.succeed(&with(&["--base", "--out", "out"]));
+    assert!(
+        table.contains("0 tokens") && table.contains("3 completions read back"),
+        "{table}"
+    );
+    place.refuse(
+        &with(&["--out", "out", "--seed", "9"]),
+        2,
+        "seed was 0, is 9",
+    );
+
+    // Completions do not depend on how many are decoded at once.
+    let sampled = ["--samples-per-problem", "3", "--json", "--out"];
+    place.succeed(&[&eval[..], &sampled, &["one", "--batch-size", "1"]].concat());
+    place.succeed(&[&eval[..], &sampled, &["four", "--batch-size", "4"]].concat());
+    let completions = |folder: &str| {
+        let text = std::fs::read_to_string(place.path(folder).join("completions_mini.jsonl"));
+        let mut lines: Vec<String> = text.unwrap().lines().map(String::from).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(completions("one").len(), 10);
+    assert_eq!(completions("one"), completions("four"));
+
+    score(&place);
+    generate(&place);
+    user_data(&place);
+}
+
+fn score(place: &Place) {
+    let rows = [
+        r#"{"id": 1, "prompt": "Tom has 7", "completion": " jars."}"#,
+        r#"{"prompt": "Mia buys 3 baskets.", "completion": ""}"#,
+        r#"{"prompt": "a", "completion": "b"}"#,
+    ];
+    std::fs::write(place.path("rows.jsonl"), rows.join("\n")).unwrap();
+    let parse = |text: String| -> Vec<Value> {
+        text.lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect()
+    };
+    let together = parse(place.succeed(&["score", "rows.jsonl"]));
+    assert_eq!(together.len(), 3);
+    assert_eq!(together[0]["id"], 1);
+    for row in &together {
+        let (ids, logprobs) = (&row["completion_ids"], &row["logprobs"]);
+        assert_eq!(
+            ids.as_array().unwrap().len(),
+            logprobs.as_array().unwrap().len()
+        );
+        assert!(
+            logprobs
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|l| l.as_f64().unwrap() < 0.0)
+        );
+    }
+    // A row has the same bits alone.
+    std::fs::write(place.path("last.jsonl"), rows[2]).unwrap();
+    let alone = parse(place.succeed(&["score", "last.jsonl"]));
+    assert_eq!(alone[0], together[2]);
+
+    std::fs::write(
+        place.path("bad.jsonl"),
+        "{\"prompt\": \"\", \"completion\": \"a\"}",
+    )
+    .unwrap();
+    place.refuse(
+        &["score", "bad.jsonl"],
+        3,
+        "bad.jsonl line 1 has an empty prompt",
+    );
+    place.refuse(&["score", "none.jsonl"], 3, "none.jsonl");
+}
+
+fn generate(place: &Place) {
+    let ask = ["generate", "--prompt", "Tom has", "--max-tokens", "6"];
+    let greedy = place.succeed(&ask);
+    assert_eq!(greedy, place.succeed(&ask));
+    let three = [&ask[..], &["-n", "3", "--seed", "5"]].concat();
+    let three = place.succeed(&three);
+    assert!(
+        three.starts_with("[1/3]\n") && three.contains("\n[3/3]\n"),
+        "{three}"
+    );
+    let sides = place.succeed(&[&ask[..], &["--compare"]].concat());
+    assert!(
+        sides.lines().next().unwrap().contains("│ adapter"),
+        "{sides}"
+    );
+    place.refuse(
+        &[&ask[..], &["--temperature=-1"]].concat(),
+        2,
+        "--temperature must be 0 (greedy) or more",
+    );
+    place.refuse(
+        &["generate", "--prompt", "x", "--chat", "y"],
+        2,
+        "cannot be used with",
+    );
+    place.refuse(&["generate"], 2, "--prompt");
+}
+
+fn user_data(place: &Place) {
+    let rows = [
+        r#"{"q": "Tom has 2 jars. He buys 1 jar. How many?", "gold": "3"}"#,
+        "not JSON",
+        r#"{"q": "Mia has 1 bead. How many?", "gold": ""}"#,
+    ];
+    std::fs::write(place.path("mine.jsonl"), rows.join("\n")).unwrap();
+    let eval = [
+        "eval",
+        "--data",
+        "mine.jsonl",
+        "--problem-field",
+        "q",
+        "--answer-field",
+        "gold",
+        "--max-tokens",
+        "3",
+        "--json",
+    ];
+    place.refuse(&eval, 3, "mine.jsonl line 2 is not valid JSON");
+    let results = place.succeed(&[&eval[..], &["--skip-bad-rows"]].concat());
+    let results: Value = serde_json::from_str(&results).unwrap();
+    assert_eq!(results["n-samples"]["mine"]["effective"], 1);
+    let rows = &results["tinylora"]["tasks"]["mine"];
+    assert_eq!(rows["rows_not_usable"], 1);
+    assert_eq!(rows["rows_without_answer"], 1);
+    place.refuse(&["eval", "--benchmark", "min"], 2, "did you mean mini?");
+    place.refuse(
+        &["eval", "--benchmark", "aime24", "--limit", "1"],
+        3,
+        "HF_HUB_OFFLINE",
+    );
+}
