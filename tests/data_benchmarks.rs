@@ -224,3 +224,37 @@ fn what_is_neither_benchmark_nor_file_is_named() {
         assert!(error.to_string().contains(train), "{error}");
     }
 }
+
+#[test]
+fn few_shot_examples_are_not_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine.jsonl");
+    let rows: Vec<String> = (0..5)
+        .map(|i| format!("{{\"problem\": \"p{i}\", \"answer\": \"{i}\"}}"))
+        .collect();
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let config = |limit| DataConfig {
+        train: path.display().to_string(),
+        limit,
+        ..DataConfig::default()
+    };
+    let names = |problems: &[data::Problem]| -> Vec<String> {
+        problems.iter().map(|p| p.problem.clone()).collect()
+    };
+    let (dataset, shots) = data::load_with_shots(&config(Some(2)), 2, true).unwrap();
+    assert_eq!(names(&shots), ["p0", "p1"]);
+    assert_eq!(names(&dataset.problems), ["p2", "p3"]);
+    let (dataset, shots) = data::load_with_shots(&config(None), 0, true).unwrap();
+    assert_eq!((dataset.problems.len(), shots.len()), (5, 0));
+    let error = data::load_with_shots(&config(None), 5, true).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+
+    let benchmark = DataConfig {
+        train: "mini".to_string(),
+        limit: Some(3),
+        ..DataConfig::default()
+    };
+    let (dataset, shots) = data::load_with_shots(&benchmark, 4, true).unwrap();
+    assert_eq!((dataset.problems.len(), shots.len()), (3, 4));
+    assert!(shots.iter().all(|shot| !dataset.problems.contains(shot)));
+}

@@ -107,6 +107,7 @@ fn set(answers: &[&str]) -> EvalSet {
         },
         problems,
         template: Template::Gsm8k,
+        stop: Vec::new(),
         metrics: [Grader::LmEvalStrict, Grader::LmEvalFlexible]
             .map(Metric::of)
             .to_vec(),

@@ -72,6 +72,9 @@ pub struct EvalArgs {
     /// [default: the task's own]
     #[arg(long, value_name = "TEMPLATE")]
     prompt: Option<Template>,
+    /// String that ends a completion, instead of the template's own (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Graders instead of the task's own
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     reward: Vec<Grader>,
@@ -160,6 +163,11 @@ impl EvalArgs {
             ),
             (self.batch_size >= 1, "--batch-size", "at least 1"),
             (
+                !self.stop.iter().any(String::is_empty),
+                "--stop",
+                "a text that is not empty",
+            ),
+            (
                 self.top_p > 0.0 && self.top_p <= 1.0,
                 "--top-p",
                 "above 0 and at most 1",
@@ -195,9 +203,15 @@ impl EvalArgs {
     fn sets(&self, opened: &Opened, quiet: bool) -> Result<Vec<EvalSet>> {
         let trained_on = opened.config.as_ref().map(|config| &config.data);
         let given = self.few_shot.map(Template::FewShot).or(self.prompt.clone());
-        let template = match (given, trained_on) {
+        let mut stop = self.stop.clone();
+        let template = match (given, &opened.config) {
             // An adapter is asked the way it was trained.
-            (None, Some(data)) if data.prompt != "auto" => Some(data.prompt.parse()?),
+            (None, Some(run)) if run.data.prompt != "auto" => {
+                if stop.is_empty() {
+                    stop = run.grpo.stop.clone();
+                }
+                Some(run.data.prompt.parse()?)
+            }
             (given, _) => given,
         };
         let data_dir = self.data_dir.clone();
@@ -205,6 +219,7 @@ impl EvalArgs {
             data_dir: data_dir.or(trained_on.and_then(|data| data.data_dir.clone())),
             limit: self.limit,
             template,
+            stop: (!stop.is_empty()).then_some(stop),
             graders: self.reward.clone(),
             fields: FieldMapping {
                 problem: self.problem_field.clone(),

@@ -15,7 +15,7 @@ use crate::run::checkpoint::{Checkpoint, Identity, Store};
 use crate::run::directory::{self, RunDirectory};
 use crate::run::evaluation::Evaluator;
 use crate::run::logs::Logs;
-use crate::run::problems::TrainingData;
+use crate::run::problems::{self, TrainingData};
 use crate::run::progress::Progress;
 use crate::run::training::{Evaluation, Session};
 use crate::run::{plan, plot, signals};
@@ -57,7 +57,8 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         (None, Some(run)) => directory::config_source(run)?,
         (None, None) => Source::find(QUICK_START)?,
     };
-    let config = Config::load(&source, &overrides(args, global))?;
+    let mut config = Config::load(&source, &overrides(args, global))?;
+    problems::complete(&mut config)?;
 
     // Everything that can be refused is refused before a folder is made or weights are read.
     let device = config.model.device.open()?;

@@ -69,6 +69,46 @@ pub fn load(config: &DataConfig, quiet: bool) -> Result<Dataset> {
     load_file(&path, &options)
 }
 
+/// [`load`], with `count` worked examples for a few-shot prompt. The examples are the first of the
+/// training data, and none of them is among the problems.
+pub fn load_with_shots(
+    config: &DataConfig,
+    count: usize,
+    quiet: bool,
+) -> Result<(Dataset, Vec<Problem>)> {
+    if count == 0 {
+        return Ok((load(config, quiet)?, Vec::new()));
+    }
+    let more = DataConfig {
+        limit: config.limit.map(|limit| limit + count),
+        ..config.clone()
+    };
+    let mut dataset = load(&more, quiet)?;
+    let shots = match benchmarks::find(&config.train) {
+        Some(benchmark) => {
+            let options = BenchmarkOptions {
+                data_dir: config.data_dir.clone(),
+                fields: config.fields.clone(),
+                quiet,
+                ..BenchmarkOptions::default()
+            };
+            benchmark.shots(count, &options)?
+        }
+        None => dataset.problems.iter().take(count).cloned().collect(),
+    };
+    dataset.problems.retain(|problem| !shots.contains(problem));
+    dataset
+        .problems
+        .truncate(config.limit.unwrap_or(usize::MAX));
+    if dataset.problems.is_empty() {
+        return Err(Error::config(format!(
+            "{}: {count} few-shot examples leave no problem",
+            config.train
+        )));
+    }
+    Ok((dataset, shots))
+}
+
 /// The problems of one user file, named after it.
 pub fn load_file(path: &Path, options: &dataset::ReadOptions) -> Result<Dataset> {
     let name = path

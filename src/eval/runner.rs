@@ -83,7 +83,7 @@ impl EvalOptions {
             top_k: self.top_k,
             min_p: self.min_p,
             max_tokens: wanted.min(room),
-            stop: set.template.stop(),
+            stop: set.stop.clone(),
             eos: self.eos.clone(),
             seed: self.seed,
             step: 0,

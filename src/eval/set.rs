@@ -18,6 +18,8 @@ pub struct SetOptions {
     pub limit: Option<usize>,
     /// Instead of the benchmark's own template.
     pub template: Option<Template>,
+    /// Strings that end a completion, instead of the template's own.
+    pub stop: Option<Vec<String>>,
     /// Graders instead of the task's own.
     pub graders: Vec<Grader>,
     pub fields: FieldMapping,
@@ -31,6 +33,7 @@ impl Default for SetOptions {
             data_dir: None,
             limit: None,
             template: None,
+            stop: None,
             graders: Vec::new(),
             fields: FieldMapping::default(),
             on_bad_row: OnBadRow::Error,
@@ -51,6 +54,8 @@ pub struct EvalSet {
     /// One a problem.
     pub prompts: Vec<Prompt>,
     pub template: Template,
+    /// Strings that end a completion.
+    pub stop: Vec<String>,
     pub metrics: Vec<Metric>,
     /// Tokens a completion may have unless the options say otherwise.
     pub max_tokens: usize,
@@ -94,6 +99,7 @@ impl EvalSet {
             tokenizer,
         )?;
         set.max_tokens = benchmark.max_tokens;
+        set.stop = options.stop.clone().unwrap_or(set.stop);
         Ok(set)
     }
 
@@ -119,7 +125,9 @@ impl EvalSet {
         let scored = dataset.problems.split_off(shots);
         let shots = std::mem::replace(&mut dataset.problems, scored);
         let all = Grader::ALL.into_iter().map(Metric::of).collect();
-        Self::new(dataset, template, &shots, metrics(options, all), tokenizer)
+        let mut set = Self::new(dataset, template, &shots, metrics(options, all), tokenizer)?;
+        set.stop = options.stop.clone().unwrap_or(set.stop);
+        Ok(set)
     }
 
     /// Renders the prompts of a data set.
@@ -149,6 +157,7 @@ impl EvalSet {
             source,
             problems: dataset.problems,
             prompts,
+            stop: template.stop(),
             template,
             metrics,
             max_tokens: FILE_MAX_TOKENS,

@@ -44,6 +44,7 @@ impl Evaluator {
         };
         let options = SetOptions {
             template,
+            stop: (!config.grpo.stop.is_empty()).then(|| config.grpo.stop.clone()),
             data_dir: config.data.data_dir.clone(),
             limit: config.eval.limit,
             fields: config.data.fields.clone(),

@@ -35,10 +35,9 @@ impl TrainingData {
         context: usize,
         quiet: bool,
     ) -> Result<Self> {
-        let dataset = data::load(&config.data, quiet)?;
-        tracing::info!("{}: {}", dataset.name, dataset.report.summary());
         let template = template(config)?;
-        let shots = Vec::new();
+        let (dataset, shots) = data::load_with_shots(&config.data, template.num_shots(), quiet)?;
+        tracing::info!("{}: {}", dataset.name, dataset.report.summary());
         let limit = config.data.max_prompt_length;
         let (problems, too_long) =
             template.render_all(tokenizer, dataset.problems, &shots, limit)?;
@@ -168,6 +167,14 @@ impl TrainingData {
             }
         }
     }
+}
+
+/// Fills in what follows from the prompt: where completions of a raw prompt end.
+pub fn complete(config: &mut Config) -> Result<()> {
+    if config.grpo.stop.is_empty() {
+        config.grpo.stop = template(config)?.stop();
+    }
+    Ok(())
 }
 
 /// `auto` is the benchmark's own template; problems from a file get that of GSM8K.
