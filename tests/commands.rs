@@ -44,6 +44,9 @@ impl Place {
             .current_dir(self.0.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", self.path("hf"))
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("TINYLORA_DATA_DIR")
             .env("COLUMNS", "60")
             .output()
             .unwrap()
@@ -119,6 +122,7 @@ fn a_run_is_evaluated_scored_and_asked() {
     score(&place);
     generate(&place);
     user_data(&place);
+    hub_cache(&place);
 }
 
 fn score(place: &Place) {
@@ -228,4 +232,34 @@ fn user_data(place: &Place) {
         3,
         "HF_HUB_OFFLINE",
     );
+}
+
+fn hub_cache(place: &Place) {
+    let eval = [
+        "eval",
+        "--benchmark",
+        "gsm8k",
+        "--limit",
+        "2",
+        "--max-tokens",
+        "3",
+        "--json",
+        "--prompt",
+        "plain",
+    ];
+    place.refuse(&eval, 3, "HF_HUB_OFFLINE");
+    let repo = place.path("hf/hub/datasets--openai--gsm8k");
+    let snapshot = repo.join("snapshots/c0ffee/main");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), "c0ffee").unwrap();
+    let fixture = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/fixtures/data/gsm8k/test.parquet"
+    );
+    let file = snapshot.join("test-00000-of-00001.parquet");
+    std::fs::copy(fixture, file).unwrap();
+    let results: Value = serde_json::from_str(&place.succeed(&eval)).unwrap();
+    assert_eq!(results["n-samples"]["gsm8k"]["effective"], 2);
+    assert_eq!(results["configs"]["gsm8k"]["dataset_path"], "openai/gsm8k");
 }
