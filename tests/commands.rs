@@ -119,6 +119,18 @@ fn a_run_is_evaluated_scored_and_asked() {
     assert_eq!(completions("one").len(), 10);
     assert_eq!(completions("one"), completions("four"));
 
+    // The adapter's file says as much as its run.
+    let runs = std::fs::read_dir(place.path("runs")).unwrap();
+    let run = runs.map(|r| r.unwrap().path()).next().unwrap();
+    let file = run.join("adapter.safetensors").display().to_string();
+    for (folder, which) in [
+        ("run", vec!["--run", run.to_str().unwrap()]),
+        ("file", vec!["--adapter", &file]),
+    ] {
+        place.succeed(&[&eval[..], &which, &["--out", folder]].concat());
+    }
+    assert_eq!(completions("run"), completions("file"));
+
     score(&place);
     generate(&place);
     user_data(&place);
