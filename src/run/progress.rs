@@ -1,10 +1,14 @@
 //! Progress of long work: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// All bars of the terminal, so that one within another has a line of its own.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
 
 /// Seconds between two plain lines of one piece of work.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -34,9 +38,7 @@ impl Progress {
     /// Starts a piece of work of `total` units, for instance ("evaluating svamp", 300).
     pub fn bar(self, label: &str, total: u64) -> Bar {
         let bar = match self {
-            Self::Terminal => {
-                ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8))
-            }
+            Self::Terminal => BARS.add(ProgressBar::new(total)),
             Self::Lines | Self::Silent => {
                 ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
             }
@@ -60,8 +62,11 @@ impl Progress {
 
     /// A line the user should see whatever is in progress.
     pub fn line(self, text: &str) {
-        if self != Self::Silent && !text.is_empty() {
-            eprintln!("{text}");
+        match self {
+            Self::Silent => {}
+            _ if text.is_empty() => {}
+            Self::Lines => eprintln!("{text}"),
+            Self::Terminal => BARS.suspend(|| eprintln!("{text}")),
         }
     }
 }
@@ -100,7 +105,7 @@ impl Bar {
     /// Prints a line above the bar.
     pub fn println(&self, text: &str) {
         match self.mode {
-            Progress::Terminal => self.bar.println(text),
+            Progress::Terminal => BARS.suspend(|| eprintln!("{text}")),
             Progress::Lines => eprintln!("{text}"),
             Progress::Silent => {}
         }
