@@ -95,7 +95,10 @@ impl Session<'_> {
                 self.save(trainer, &state)?;
             }
             if evaluate {
-                self.evaluate(step, trainer.adapter())?;
+                match self.evaluate(step, trainer.adapter()) {
+                    Err(Error::Interrupted(_)) => return Err(self.interrupted(trainer, &state)),
+                    result => result?,
+                }
             }
             if last {
                 break;
