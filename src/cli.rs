@@ -54,6 +54,8 @@ enum Command {
     Train(commands::train::TrainArgs),
     /// Score a model on benchmarks or on your own problems
     Eval(commands::eval::EvalArgs),
+    /// Write an adapter, or the model with it, for other programs
+    Export(commands::export::ExportArgs),
     /// Go on from a prompt
     Generate(commands::generate::GenerateArgs),
     /// Log-probabilities of given completions
@@ -100,6 +102,7 @@ fn run(command: Command, global: &GlobalArgs, out: &mut dyn Write) -> Result<()>
     match command {
         Command::Train(args) => commands::train::run(&args, global, out),
         Command::Eval(args) => commands::eval::run(&args, global, out),
+        Command::Export(args) => commands::export::run(&args, global, out),
         Command::Generate(args) => commands::generate::run(&args, global, out),
         Command::Score(args) => commands::score::run(&args, global, out),
         Command::Grade { reward, file } => commands::grade::run(reward, &file, out),

@@ -207,6 +207,13 @@ impl SavedAdapter {
         }
     }
 
+    pub fn num_parameters(&self) -> usize {
+        self.tensors
+            .iter()
+            .map(|(_, _, numbers)| numbers.len())
+            .sum()
+    }
+
     /// The adapter on its base model. `cache` and `progress` are as in [`Adapter::new`].
     ///
     /// # Errors
