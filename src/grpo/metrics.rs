@@ -2,12 +2,15 @@
 
 use super::advantages::{mean, std};
 use super::rollouts::Rollouts;
-use crate::reward::Grader;
 use crate::rollout::FinishReason;
 use crate::run::StepMetrics;
 
 /// Rewards and lengths of a generation batch.
-pub fn of_rollouts(rollouts: &Rollouts, graders: &[Grader], metrics: &mut StepMetrics) {
+pub fn of_rollouts<'a>(
+    rollouts: &Rollouts,
+    reward_names: impl Iterator<Item = &'a str>,
+    metrics: &mut StepMetrics,
+) {
     let advantages = &rollouts.advantages;
     let group_size = rollouts.groups.first().map_or(1, |g| g.completions.len());
     let groups = advantages.rewards.chunks_exact(group_size);
@@ -15,14 +18,14 @@ pub fn of_rollouts(rollouts: &Rollouts, graders: &[Grader], metrics: &mut StepMe
     metrics.set("reward", mean(&advantages.rewards));
     metrics.set("reward_std", mean(&group_stds));
     metrics.set("frac_reward_zero_std", advantages.frac_zero_std);
-    for (k, grader) in graders.iter().enumerate() {
+    for (k, name) in reward_names.enumerate() {
         let own: Vec<f64> = rollouts
             .groups
             .iter()
             .flat_map(|group| group.rewards[k].iter().copied())
             .collect();
-        metrics.set(format!("rewards/{}/mean", grader.name()), mean(&own));
-        metrics.set(format!("rewards/{}/std", grader.name()), std(&own));
+        metrics.set(format!("rewards/{name}/mean"), mean(&own));
+        metrics.set(format!("rewards/{name}/std"), std(&own));
     }
 
     let lengths = |terminated: bool| -> Vec<f64> {

@@ -6,7 +6,7 @@ use crate::adapter::Adapter;
 use crate::config::GrpoConfig;
 use crate::data::DataOrder;
 use crate::data::prompts::PromptedProblem;
-use crate::reward::Grader;
+use crate::reward::{RewardSet, Sample};
 use crate::rollout::{Completion, Engine, FinishReason, Request, SamplingParams};
 use crate::run::signals;
 
@@ -37,8 +37,8 @@ pub struct Sampler<'a> {
     pub config: &'a GrpoConfig,
     pub engine: Box<dyn Engine + 'a>,
     pub problems: &'a [PromptedProblem],
-    pub graders: Vec<Grader>,
-    /// One weight a grader.
+    pub rewards: RewardSet,
+    /// One weight a reward function.
     pub weights: Vec<f64>,
     pub order: DataOrder,
     /// Ids that end a completion.
@@ -89,7 +89,7 @@ impl Sampler<'_> {
         })
     }
 
-    /// Groups of `count` problems from `position` on, graded while the others are still sampled.
+    /// Groups of `count` problems from `position` on.
     fn rollout(
         &mut self,
         adapter: &Adapter,
@@ -111,47 +111,54 @@ impl Sampler<'_> {
             })
             .collect();
         let params = self.params(step);
-        let graders = &self.graders;
-        let problems = self.problems;
-        let mut rewards = vec![vec![vec![0.0; n]; graders.len()]; count];
-        let mut extracted = vec![vec![None; n]; count];
         let mut finished = 0;
         let completions = self.engine.generate(
             Some(adapter),
             &requests,
             &params,
             &mut |_, _, _| {},
-            &mut |group, sample, completion| {
-                let gold = &problems[chosen[group]].problem.answer;
-                for (k, grader) in graders.iter().enumerate() {
-                    let graded = grader.grade(gold, &completion.text);
-                    rewards[group][k][sample] = f64::from(graded.correct);
-                    if k == 0 {
-                        extracted[group][sample] = graded.extracted;
-                    }
-                }
+            &mut |_, _, _| {
                 finished += 1;
                 on_progress(finished, count * n);
             },
         )?;
         signals::check()?;
-        let graded = rewards.into_iter().zip(extracted);
+        let problems = self.problems;
+        let samples: Vec<Sample> = chosen
+            .iter()
+            .zip(&completions)
+            .flat_map(|(&problem, completions)| completions.iter().map(move |c| (problem, c)))
+            .map(|(problem, completion)| Sample {
+                prompt: &problems[problem].prompt.text,
+                completion: &completion.text,
+                gold: &problems[problem].problem.answer,
+                tokens: completion.tokens.len(),
+            })
+            .collect();
+        let mut scores = self.rewards.score(&samples)?;
         Ok(chosen
             .into_iter()
             .zip(completions)
-            .zip(graded)
-            .map(|((problem, completions), (rewards, extracted))| Group {
-                problem,
-                completions,
-                rewards,
-                extracted,
+            .enumerate()
+            .map(|(group, (problem, completions))| {
+                let own = group * n..(group + 1) * n;
+                let rewards = scores.rewards.iter().map(|all| all[own.clone()].to_vec());
+                Group {
+                    problem,
+                    rewards: rewards.collect(),
+                    extracted: scores.extracted[own.clone()]
+                        .iter_mut()
+                        .map(Option::take)
+                        .collect(),
+                    completions,
+                }
             })
             .collect())
     }
 
     fn judge(&self, groups: &[Group]) -> Result<Advantages> {
         let of = |k: usize| groups.iter().flat_map(|g| g.rewards[k].clone()).collect();
-        let rewards: Vec<Vec<f64>> = (0..self.graders.len()).map(of).collect();
+        let rewards: Vec<Vec<f64>> = (0..self.weights.len()).map(of).collect();
         advantages(
             &rewards,
             &self.weights,

@@ -8,7 +8,7 @@ use crate::config::{GrpoConfig, LossType, OptimConfig};
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
 use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
-use crate::reward::Grader;
+use crate::reward::{Grader, RewardSet};
 use crate::rollout::NativeEngine;
 use crate::run::training::{StepOutput, Trainer};
 
@@ -63,7 +63,7 @@ impl World {
             config: &self.config,
             engine: Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16)),
             problems: &self.problems,
-            graders: vec![Grader::Gsm8kFlexible],
+            rewards: RewardSet::from(vec![Grader::Gsm8kFlexible]),
             weights: vec![1.0],
             order: DataOrder::new(1, self.problems.len()),
             eos: vec![0],

@@ -473,7 +473,7 @@ impl Trainer for GrpoTrainer<'_> {
         self.num_tokens += (sampled + prompts) as u64;
 
         let mut metrics = StepMetrics::default();
-        metrics::of_rollouts(&rollouts, &self.sampler.graders, &mut metrics);
+        metrics::of_rollouts(&rollouts, self.sampler.rewards.names(), &mut metrics);
         sums.write(&self.loss, &mut metrics);
         let step_time = started.elapsed().as_secs_f64();
         for (name, value) in [

@@ -2,19 +2,27 @@
 //! the reference answer.
 //!
 //! [`Grader`] is the one list of graders by name; the `grade` command, the trainer and the
-//! evaluation all go through it. One file a family of rules.
+//! evaluation all go through it. [`RewardSet`] is what the trainer maximises: graders, the form of a
+//! completion, an external program. One file a family of rules.
 
+mod command;
 mod equiv;
 mod extract;
 mod final_answer;
 mod gsm8k;
 mod hendrycks;
 mod lm_eval;
+mod set;
+mod shaping;
 
 use std::str::FromStr;
 
 use crate::{Error, Result};
 use equiv::Notation;
+
+pub use command::CommandReward;
+pub use set::{RewardSet, Sample, Scores};
+pub use shaping::{Format, Length, SoftOverlong};
 
 /// What a grader found in a completion.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::data::prompts::{PromptedProblem, Template};
 use crate::data::{self, DataOrder};
 use crate::grpo::{GrpoTrainer, Sampler};
 use crate::model::{Model, Tokenizer};
-use crate::reward::Grader;
+use crate::reward::{Grader, RewardSet};
 use crate::rollout::NativeEngine;
 use crate::sft::{Example, SftTrainer, end_of_turn};
 use crate::{Error, Result};
@@ -17,8 +17,8 @@ use crate::{Error, Result};
 /// What a run learns from.
 pub struct TrainingData {
     problems: Vec<PromptedProblem>,
-    /// GRPO: what a completion is worth.
-    graders: Vec<Grader>,
+    /// GRPO: what a completion is worth when the configuration names no reward.
+    default_reward: Grader,
     /// SFT: the solutions behind the prompts.
     examples: Vec<Example>,
 }
@@ -52,20 +52,17 @@ impl TrainingData {
                 config.data.train
             )));
         }
-        let mut graders = config.reward.graders()?;
-        if graders.is_empty() {
-            graders.push(match template {
-                Template::QwenBoxed => Grader::Math,
-                _ => Grader::Gsm8k,
-            });
-        }
+        let default_reward = match template {
+            Template::QwenBoxed => Grader::Math,
+            _ => Grader::Gsm8k,
+        };
         let examples = match config.method {
             Method::Grpo => Vec::new(),
             Method::Sft => examples(config, tokenizer, &problems)?,
         };
         let data = Self {
             problems,
-            graders,
+            default_reward,
             examples,
         };
         data.check_context(config, context)?;
@@ -148,13 +145,15 @@ impl TrainingData {
                 total_steps,
             )?)),
             Method::Grpo => {
-                let all_one = vec![1.0; self.graders.len()];
+                let longest = config.grpo.max_completion_length;
+                let rewards = RewardSet::from_config(&config.reward, self.default_reward, longest)?;
+                let all_one = vec![1.0; rewards.names().count()];
                 let batch = config.rollout.max_batch_size;
                 let sampler = Sampler {
                     config: &config.grpo,
                     engine: Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
                     problems: &self.problems,
-                    graders: self.graders.clone(),
+                    rewards,
                     weights: config.grpo.reward_weights.clone().unwrap_or(all_one),
                     order: DataOrder::new(seed, self.len()),
                     eos: model.tokenizer.eos_ids().to_vec(),
