@@ -224,11 +224,7 @@ impl Call<'_> {
                             row: dim,
                             step: 1,
                         },
-                        Rhs {
-                            start: keys.as_ptr().add(start * LANES),
-                            panel: dim * LANES,
-                            step: LANES,
-                        },
+                        Rhs::panels(&keys[start * LANES..], dim),
                         Out {
                             start: scores.as_mut_ptr().add(first * stride + from),
                             row: stride,
@@ -293,11 +289,11 @@ impl Call<'_> {
                         row: stride,
                         step: 1,
                     },
-                    Rhs {
-                        start: run.values.as_ptr().add((from - offset) * width),
-                        panel: LANES,
-                        step: width,
-                    },
+                    Rhs::new(
+                        run.values.as_ptr().add((from - offset) * width),
+                        LANES,
+                        width,
+                    ),
                     Out {
                         start: out.as_mut_ptr().add(first * width),
                         row: width,

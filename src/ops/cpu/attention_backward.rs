@@ -279,11 +279,7 @@ impl Batch<'_> {
         assert!(dk.len() == count * row && dv.len() == count * row);
         assert!(queries.q.len() == queries.count * row && queries.dq.len() == queries.q.len());
         assert!(queries.dout.len() == queries.q.len());
-        let compact = |slice: &[f32], at: usize| Rhs {
-            start: slice[at * row..].as_ptr(),
-            panel: LANES,
-            step: row,
-        };
+        let compact = |slice: &[f32], at: usize| Rhs::new(slice[at * row..].as_ptr(), LANES, row);
         for key in (0..count).step_by(KEYS) {
             let mut first = if causal { key * group } else { 0 };
             while first < queries.count {
@@ -315,11 +311,7 @@ impl Batch<'_> {
                                 start: lhs.start.add(start),
                                 ..lhs
                             };
-                            let rhs = Rhs {
-                                start: panels[key * dim + start * LANES..].as_ptr(),
-                                panel: dim * LANES,
-                                step: LANES,
-                            };
+                            let rhs = Rhs::panels(&panels[key * dim + start * LANES..], dim);
                             let out = Out {
                                 start: out.as_mut_ptr(),
                                 row: KEYS,

@@ -5,20 +5,17 @@
 
 use super::buffer::{Shared, with_scratch};
 use super::isa::Isa;
-use super::pack::{PackedMatrix, PanelElement, Storage};
+use super::pack::{PackedMatrix, PanelElement, Storage, turn};
 use super::par;
 use super::simd::LANES;
 use super::tile::{DEPTH, Lhs, Mode, Out, Rhs, group_width, product};
 use std::ops::Range;
 
-/// Most rows which a task takes at once: their part of a block of depth stays in the second-level
-/// cache while all panels pass.
-const ROW_BLOCK: usize = 512;
+/// Floats of the left factor which a task takes at once: they stay in the second-level cache while
+/// all panels pass.
+const ROW_DATA: usize = 256 * 1024;
 /// Multiply-adds that make a task worth its own hand-out.
 const TASK: usize = 2_000_000;
-/// Row data, in floats, below which a task walks each panel to its end before the next one, which
-/// reads the weights as one stream.
-const SMALL: usize = 64 * 1024;
 
 impl PackedMatrix {
     /// `y = x · Wᵀ (+ bias)` for `m` rows: x `[m, in]`, y `[m, out]`, bias `[out]`.
@@ -69,9 +66,16 @@ impl PackedMatrix {
         }
         let y = Shared::new(y);
         Plan::new(m, n, k).run(|rows, columns| {
-            // SAFETY: the plan gives every pair of row and column to one task.
+            let lhs = Lhs::rows(&x[rows.start * k..], k);
+            let out = Out {
+                start: y.at(rows.start * n + columns.start),
+                row: n,
+                mode: Mode::Set,
+            };
+            // SAFETY: the plan gives every pair of row and column to one task; they lie inside x,
+            // W and y.
             unsafe {
-                forward_block(isa, panels, x, n, k, &y, rows.clone(), columns.clone());
+                forward_block(isa, panels, k, lhs, rows.len(), columns.clone(), out);
                 if let Some(bias) = bias {
                     for row in rows {
                         let y = y.range(row * n + columns.start..row * n + columns.end);
@@ -99,8 +103,15 @@ impl PackedMatrix {
         }
         let dx = Shared::new(dx);
         Plan::new(m, k, n).run(|rows, columns| {
-            // SAFETY: the plan gives every pair of row and column to one task.
-            unsafe { backward_block(isa, panels, g, n, k, &dx, rows, columns, accumulate) };
+            let lhs = Lhs::rows(&g[rows.start * n..], n);
+            let out = Out {
+                start: dx.at(rows.start * k + columns.start),
+                row: k,
+                mode: if accumulate { Mode::Add } else { Mode::Set },
+            };
+            // SAFETY: the plan gives every pair of row and column to one task; they lie inside g,
+            // W and dx.
+            unsafe { backward_block(isa, panels, k, lhs, rows.len(), 0..n, columns, out) };
         });
     }
 }
@@ -119,7 +130,7 @@ impl Plan {
         let work = m * n * depth;
         // A product of few rows waits for memory rather than for arithmetic.
         let threads = par::threads_for(2 * work + 6 * n * depth);
-        let row_blocks = m.div_ceil(ROW_BLOCK);
+        let row_blocks = m.div_ceil((ROW_DATA / depth.max(1)).clamp(48, 512));
         let wanted = if threads == 1 {
             1
         } else {
@@ -159,139 +170,116 @@ pub(super) fn blocks(depth: usize, first: Mode) -> impl Iterator<Item = (usize, 
     })
 }
 
+/// `rows` × `columns` of x·Wᵀ, from the first row and column of `x` and `out` on.
+///
+/// A group of panels passes all its blocks of depth before the next one, so that its results stay
+/// in the cache.
+///
 /// # Safety
-/// No other thread uses these rows and columns of `y`.
-#[allow(clippy::too_many_arguments)]
+/// `x` has `rows` rows of `k` elements, W has these columns (the first a multiple of 16), `out`
+/// has room for them and no other thread uses it.
 unsafe fn forward_block<E: PanelElement>(
     isa: Isa,
     panels: &[E],
-    x: &[f32],
-    n: usize,
     k: usize,
-    y: &Shared,
-    rows: Range<usize>,
+    x: Lhs,
+    rows: usize,
     columns: Range<usize>,
+    out: Out,
 ) {
-    let width = group_width(isa, rows.len(), columns.len());
-    let widened = E::NARROW && rows.len() > 8;
-    let whole = rows.len() * k <= SMALL || widened;
-    let step =
-        |columns: Range<usize>, (start, depth, mode): (usize, usize, Mode), wide: &mut [f32]| {
-            let first = columns.start / LANES;
-            let lhs = Lhs {
-                start: x[rows.start * k + start..].as_ptr(),
-                row: k,
-                step: 1,
-            };
-            let out = Out {
-                start: y.at(rows.start * n + columns.start),
-                row: n,
-                mode,
-            };
-            let panel =
-                |index: usize| &panels[((first + index) * k + start) * LANES..][..depth * LANES];
-            // SAFETY: rows, columns and terms lie inside x, the panels and y; the caller promised
-            // that nobody else writes this part of y.
-            unsafe {
-                if widened {
-                    for index in 0..columns.len().div_ceil(LANES) {
-                        let wide = &mut wide[index * depth * LANES..][..depth * LANES];
-                        E::widen(isa, panel(index), wide);
+    let width = group_width(isa, rows, columns.len());
+    let widened = E::NARROW && rows > 8;
+    with_scratch(if widened { width * DEPTH } else { 0 }, |wide| {
+        for first in columns.clone().step_by(width) {
+            let count = width.min(columns.end - first);
+            for (start, depth, mode) in blocks(k, out.mode) {
+                let lhs = x.from(start);
+                let next = match start + depth < k {
+                    true => (first / LANES * k + start + depth) * LANES,
+                    false => (first + width) / LANES * k * LANES,
+                };
+                let out = Out {
+                    start: out.start.wrapping_add(first - columns.start),
+                    mode,
+                    ..out
+                };
+                let panel = |index: usize| {
+                    &panels[((first / LANES + index) * k + start) * LANES..][..depth * LANES]
+                };
+                // SAFETY: rows, columns and terms exist by the caller's promise.
+                unsafe {
+                    if widened {
+                        for index in 0..count.div_ceil(LANES) {
+                            let wide = &mut wide[index * depth * LANES..][..depth * LANES];
+                            E::widen(isa, panel(index), wide);
+                        }
+                        let rhs = Rhs::panels(wide, depth);
+                        product(isa, rows, count, depth, lhs, rhs, out);
+                    } else {
+                        let rhs = Rhs {
+                            start: panel(0).as_ptr(),
+                            panel: k * LANES,
+                            step: LANES,
+                            next: panels.as_ptr().wrapping_add(next),
+                        };
+                        product(isa, rows, count, depth, lhs, rhs, out);
                     }
-                    let rhs = Rhs {
-                        start: wide.as_ptr(),
-                        panel: depth * LANES,
-                        step: LANES,
-                    };
-                    product(isa, rows.len(), columns.len(), depth, lhs, rhs, out);
-                } else {
-                    let rhs = Rhs {
-                        start: panel(0).as_ptr(),
-                        panel: k * LANES,
-                        step: LANES,
-                    };
-                    product(isa, rows.len(), columns.len(), depth, lhs, rhs, out);
                 }
             }
-        };
-    if whole {
-        with_scratch(if widened { width * DEPTH } else { 0 }, |wide| {
-            for group in columns.clone().step_by(width) {
-                let group = group..(group + width).min(columns.end);
-                for block in blocks(k, Mode::Set) {
-                    step(group.clone(), block, wide);
-                }
-            }
-        });
-    } else {
-        for block in blocks(k, Mode::Set) {
-            step(columns.clone(), block, &mut []);
         }
-    }
+    });
 }
 
-/// Panels are transposed into scratch memory, where they serve all rows of the task.
+/// `rows` × `columns` of g·W over the `terms` (outputs of W) of `g`, from the first row, term and
+/// column of `g` and `out` on.
+///
+/// Panels are transposed into scratch memory, where they serve all rows.
 ///
 /// # Safety
-/// No other thread uses these rows and columns of `dx`.
+/// `g` has `rows` rows of `terms`, the first a multiple of [`DEPTH`], which W has as outputs, and
+/// W has `columns` as inputs; `out` has room for them and no other thread uses it.
 #[allow(clippy::too_many_arguments)]
 unsafe fn backward_block<E: PanelElement>(
     isa: Isa,
     panels: &[E],
-    g: &[f32],
-    n: usize,
     k: usize,
-    dx: &Shared,
-    rows: Range<usize>,
+    g: Lhs,
+    rows: usize,
+    terms: Range<usize>,
     columns: Range<usize>,
-    accumulate: bool,
+    out: Out,
 ) {
-    let first = if accumulate { Mode::Add } else { Mode::Set };
-    let width = group_width(isa, rows.len(), columns.len());
+    let width = group_width(isa, rows, columns.len());
     with_scratch(width * DEPTH, |turned| {
-        for (start, depth, mode) in blocks(n, first) {
+        for (start, depth, mode) in blocks(terms.len(), out.mode) {
             let sources = depth.div_ceil(LANES);
-            let panel = sources * LANES * LANES;
-            for group in columns.clone().step_by(width) {
-                let group = group..(group + width).min(columns.end);
-                for (index, column) in group.clone().step_by(LANES).enumerate() {
+            let panel = sources * LANES;
+            for first in columns.clone().step_by(width) {
+                let count = width.min(columns.end - first);
+                for index in 0..count.div_ceil(LANES) {
+                    let column = first + index * LANES;
                     let inputs = LANES.min(k - column);
                     for source in 0..sources {
-                        let from = ((start / LANES + source) * k + column) * LANES;
-                        let to = index * panel + source * LANES * LANES;
+                        let term = (terms.start + start) / LANES + source;
                         E::transpose(
                             isa,
-                            &panels[from..][..inputs * LANES],
+                            &panels[(term * k + column) * LANES..][..inputs * LANES],
                             inputs,
-                            &mut turned[to..][..LANES * LANES],
+                            &mut turned[(index * panel + source * LANES) * LANES..]
+                                [..LANES * LANES],
                         );
                     }
                 }
-                // SAFETY: `turned` holds whole panels of `sources · 16` ≥ `depth` terms; rows and
-                // columns lie inside g and dx, and the caller promised that nobody else writes
-                // this part of dx.
+                let out = Out {
+                    start: out.start.wrapping_add(first - columns.start),
+                    mode,
+                    ..out
+                };
+                // SAFETY: `turned` holds whole panels of at least `depth` terms; the rest exists
+                // by the caller's promise.
                 unsafe {
-                    product(
-                        isa,
-                        rows.len(),
-                        group.len(),
-                        depth,
-                        Lhs {
-                            start: g[rows.start * n + start..].as_ptr(),
-                            row: n,
-                            step: 1,
-                        },
-                        Rhs {
-                            start: turned.as_ptr(),
-                            panel,
-                            step: LANES,
-                        },
-                        Out {
-                            start: dx.at(rows.start * k + group.start),
-                            row: k,
-                            mode,
-                        },
-                    );
+                    let rhs = Rhs::panels(turned, panel);
+                    product(isa, rows, count, depth, g.from(start), rhs, out);
                 }
             }
         }
@@ -318,40 +306,25 @@ pub fn weight_gradient(g: &[f32], x: &[f32], n: usize, k: usize, dw: &mut [f32],
         let width = group_width(isa, rows.len(), columns.len());
         // The factors are copied into compact blocks, since rows far apart in memory would evict
         // each other from the first-level cache.
-        with_scratch(width * DEPTH + rows.len() * DEPTH, |scratch| {
+        with_scratch((width + rows.len()) * DEPTH, |scratch| {
             let (right, left) = scratch.split_at_mut(width * DEPTH);
             for (start, depth, mode) in blocks(t, first) {
-                for (i, left) in left.chunks_exact_mut(rows.len()).take(depth).enumerate() {
-                    let row = (start + i) * n;
-                    left.copy_from_slice(&g[row + rows.start..row + rows.end]);
-                }
+                let from = &g[start * n + rows.start..];
+                turn(isa, from, n, depth, rows.len(), left, DEPTH);
                 for group in columns.clone().step_by(width) {
                     let group = group..(group + width).min(columns.end);
                     copy_panels(x, k, start..start + depth, group.clone(), right);
                     // SAFETY: `left` holds `depth` rows, `right` whole panels of `depth` terms;
                     // the plan gives this part of dw to one task.
                     unsafe {
-                        product(
-                            isa,
-                            rows.len(),
-                            group.len(),
-                            depth,
-                            Lhs {
-                                start: left.as_ptr(),
-                                row: 1,
-                                step: rows.len(),
-                            },
-                            Rhs {
-                                start: right.as_ptr(),
-                                panel: depth * LANES,
-                                step: LANES,
-                            },
-                            Out {
-                                start: dw.at(rows.start * k + group.start),
-                                row: k,
-                                mode,
-                            },
-                        );
+                        let lhs = Lhs::rows(left, DEPTH);
+                        let out = Out {
+                            start: dw.at(rows.start * k + group.start),
+                            row: k,
+                            mode,
+                        };
+                        let rhs = Rhs::panels(right, depth);
+                        product(isa, rows.len(), group.len(), depth, lhs, rhs, out);
                     }
                 }
             }

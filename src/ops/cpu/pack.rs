@@ -242,6 +242,43 @@ fn pack_rows_generic<S: Simd>(
     }
 }
 
+/// Columns become rows: `to[j · to_stride + i] = from[i · stride + j]` for i < rows, j < columns.
+#[inline(always)]
+fn turn_generic<S: Simd>(
+    s: S,
+    from: &[f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    to: &mut [f32],
+    to_stride: usize,
+) {
+    assert!(rows == 0 || from.len() >= (rows - 1) * stride + columns);
+    assert!(columns == 0 || to.len() >= (columns - 1) * to_stride + rows);
+    let (whole_rows, whole_columns) = (rows / LANES * LANES, columns / LANES * LANES);
+    for i in (0..whole_rows).step_by(LANES) {
+        for j in (0..whole_columns).step_by(LANES) {
+            let mut block = [s.zero(); LANES];
+            for (r, row) in block.iter_mut().enumerate() {
+                // SAFETY: row i + r < rows and columns j..j + 16 ≤ columns exist.
+                *row = unsafe { s.load_ptr(from.as_ptr().add((i + r) * stride + j)) };
+            }
+            s.transpose(&mut block);
+            for (r, row) in block.iter().enumerate() {
+                // SAFETY: column j + r < columns and rows i..i + 16 ≤ rows have their place.
+                unsafe { s.store_ptr(to.as_mut_ptr().add((j + r) * to_stride + i), *row) };
+            }
+        }
+    }
+    for i in 0..rows {
+        let start = if i < whole_rows { whole_columns } else { 0 };
+        for j in start..columns {
+            to[j * to_stride + i] = from[i * stride + j];
+        }
+    }
+}
+
+dispatch! { pub(super) fn turn(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) = turn_generic }
 dispatch! { pub(super) fn pack_rows(rows: &[f32], stride: usize, n: usize, k: usize, panels: &mut [f32]) = pack_rows_generic }
 dispatch! { fn widen_f32(from: &[f32], to: &mut [f32]) = widen_generic }
 dispatch! { fn widen_bf16(from: &[bf16], to: &mut [f32]) = widen_generic }

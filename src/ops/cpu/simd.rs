@@ -40,6 +40,9 @@ pub trait Simd: Copy {
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// Multiply `p` by two to the `n`, where `t` holds `n + 1.5·2²³`; `p` near one.
     fn scale_exponent(self, p: Self::V, t: Self::V) -> Self::V;
+    /// Bring a cache line closer, if the address is one of ours.
+    #[inline(always)]
+    fn prefetch<T>(self, _p: *const T) {}
     /// Rows become columns.
     fn transpose(self, rows: &mut [Self::V; LANES]);
 

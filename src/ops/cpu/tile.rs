@@ -3,6 +3,7 @@
 //! `c[i, j] ⟵ Σ_p a[i, p] · b[p, j]`, one fused multiply-add an element, in the order of `p`.
 //! The tile's shape decides speed only: an element's operations do not depend on its neighbours.
 
+use super::buffer::Zeroable;
 use super::isa::Isa;
 use super::simd::{LANES, Simd};
 
@@ -14,7 +15,7 @@ use super::simd::{LANES, Simd};
 pub(crate) const DEPTH: usize = 192;
 
 /// What a weight is stored as; all are widened to `f32` before they are used.
-pub trait Element: Copy + Default + Send + Sync + 'static {
+pub trait Element: Zeroable + Default + Send + Sync {
     /// # Safety
     /// Sixteen values can be read at `p`.
     #[doc(hidden)]
@@ -64,12 +65,50 @@ pub(crate) struct Lhs {
     pub step: usize,
 }
 
+impl Lhs {
+    /// Row-major rows, `row` elements from one to the next.
+    pub(crate) fn rows(x: &[f32], row: usize) -> Self {
+        Self {
+            start: x.as_ptr(),
+            row,
+            step: 1,
+        }
+    }
+
+    /// The same rows without their first `terms` terms.
+    pub(crate) fn from(self, terms: usize) -> Self {
+        Self {
+            start: self.start.wrapping_add(terms * self.step),
+            ..self
+        }
+    }
+}
+
 /// Panels of the right factor: element (p, j) lies at `start + (j / 16)·panel + p·step + j % 16`.
 #[derive(Clone, Copy)]
 pub(crate) struct Rhs<E> {
     pub start: *const E,
     pub panel: usize,
     pub step: usize,
+    /// Where panels begin which are needed after these, at the same distances: they are fetched
+    /// from memory meanwhile. The address is never read.
+    pub next: *const E,
+}
+
+impl<E> Rhs<E> {
+    pub(crate) fn new(start: *const E, panel: usize, step: usize) -> Self {
+        Self {
+            start,
+            panel,
+            step,
+            next: start,
+        }
+    }
+
+    /// Panels of `depth` terms one after the other.
+    pub(crate) fn panels(panels: &[E], depth: usize) -> Self {
+        Self::new(panels.as_ptr(), depth * LANES, LANES)
+    }
 }
 
 /// The result: element (i, j) lies at `start + i·row + j`.
@@ -107,8 +146,10 @@ unsafe fn tile<S: Simd, E: Element, const M: usize, const N: usize>(s: S, t: &Ti
                 }
             }
         }
-        let (mut a, mut b) = (t.lhs.start, t.rhs.start);
+        let (mut a, mut b, mut next) = (t.lhs.start, t.rhs.start, t.rhs.next);
         for _ in 0..t.depth {
+            s.prefetch(next);
+            next = next.wrapping_add(t.rhs.step);
             let mut columns = [s.zero(); N];
             for j in 0..N {
                 columns[j] = E::load(s, b.add(j * t.rhs.panel));
@@ -274,6 +315,7 @@ pub(crate) unsafe fn product<E: Element>(
                     },
                     rhs: Rhs {
                         start: rhs.start.add(panel * rhs.panel),
+                        next: rhs.next.wrapping_add((panel + index % taken) * rhs.panel),
                         ..rhs
                     },
                     out: Out {

@@ -95,6 +95,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // A prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &mut [__m512; LANES]) {
         unsafe {
             // Pairs of rows, then quads, then 128-bit blocks twice.
@@ -244,6 +250,12 @@ impl Simd for Avx2 {
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.1), high)),
             )
         }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // A prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]
