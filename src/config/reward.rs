@@ -60,7 +60,7 @@ impl RewardConfig {
         let runs_command = self.funcs.iter().any(|name| name == "command");
         let command = format!("{:?}", self.command);
         check(
-            runs_command == !self.command.is_empty(),
+            runs_command != self.command.is_empty(),
             "reward.command",
             command,
             || match runs_command {

@@ -80,6 +80,13 @@ struct Pass<'a> {
     rotation: &'a Rotation,
 }
 
+/// Where the gradient of the adapter goes.
+struct Receiver<'a> {
+    adapter: &'a Adapter,
+    row_sequences: &'a [u32],
+    gradients: &'a mut Gradients,
+}
+
 impl Decoder {
     pub fn new(config: ModelConfig, weights: Weights, placement: Placement) -> Self {
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
@@ -205,7 +212,12 @@ impl Decoder {
                     kept.ok_or_else(|| Error::Internal("a block kept nothing".into()))?
                 }
             };
-            g = pass.block_backward(layer, kept, g, layout, row_sequences, adapter, gradients)?;
+            let mut receiver = Receiver {
+                adapter,
+                row_sequences,
+                gradients,
+            };
+            g = pass.block_backward(layer, kept, g, layout, &mut receiver)?;
         }
         if full {
             gradients.add_embedding(&tape.tokens, &g)?;
@@ -330,17 +342,20 @@ impl Pass<'_> {
         Ok((y, kept))
     }
 
-    /// dL/dx of a block, given what it kept and g = dL/dy; the adapter's share goes to `gradients`.
+    /// dL/dx of a block, given what it kept and g = dL/dy; the adapter's share goes to `receiver`.
     fn block_backward(
         &self,
         layer: usize,
         kept: Activations,
         g: Tensor,
         layout: &Layout,
-        row_sequences: &[u32],
-        adapter: &Adapter,
-        gradients: &mut Gradients,
+        receiver: &mut Receiver<'_>,
     ) -> Result<Tensor> {
+        let Receiver {
+            adapter,
+            row_sequences,
+            gradients,
+        } = receiver;
         let block = &self.weights.blocks[layer];
         let backend = self.decoder.placement.backend;
         let heads = self.decoder.heads();

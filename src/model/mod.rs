@@ -11,7 +11,7 @@ mod decoder;
 mod decoder_weights;
 mod gguf;
 mod kv_cache;
-mod model;
+mod loaded;
 mod packing;
 mod random_init;
 mod safetensors_dir;
@@ -30,7 +30,7 @@ pub use config::{Arch, Dtype, ModelConfig, RopeConfig, RopeScaling, expected_ten
 pub use decoder::{Decoder, Keep, Tape};
 pub use decoder_weights::{Block, EMBEDDING, HEAD, Placement, Weight, Weights};
 pub use kv_cache::{KvCache, SlotId};
-pub use model::{LoadOptions, Model};
+pub use loaded::{LoadOptions, Model};
 pub use packing::pack;
 pub use source::{cached_model, fetch_model};
 pub use text_stream::TextStream;

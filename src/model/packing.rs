@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn runs_are_consecutive_and_within_the_limit() {
         assert_eq!(pack(&[3, 4, 3, 11, 1, 9, 1], 10), [0..3, 3..4, 4..6, 6..7]);
-        assert_eq!(pack(&[20], 10), [0..1]);
+        assert_eq!(pack(&[20, 1], 10), [0..1, 1..2]);
         assert!(pack(&[], 10).is_empty());
     }
 }

@@ -293,7 +293,7 @@ unsafe fn backward_block<E: PanelElement>(
 /// When a slice has the wrong length.
 pub fn weight_gradient(g: &[f32], x: &[f32], n: usize, k: usize, dw: &mut [f32], accumulate: bool) {
     let isa = Isa::current();
-    let t = if n == 0 { 0 } else { g.len() / n };
+    let t = g.len().checked_div(n).unwrap_or(0);
     assert_eq!(g.len(), t * n, "gradient of a linear layer");
     assert_eq!(x.len(), t * k, "input of a linear layer");
     assert_eq!(dw.len(), n * k, "gradient of a weight");

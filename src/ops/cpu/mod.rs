@@ -5,6 +5,11 @@
 //! over a row go through sixteen lanes by absolute index and one fixed tree, and `exp` is one
 //! polynomial everywhere.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles of constant size are read best as loops over their rows and columns"
+)]
+
 mod attention;
 mod attention_backward;
 mod buffer;

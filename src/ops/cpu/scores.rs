@@ -55,23 +55,6 @@ pub fn exp_shifted(x: &[f32], factor: f32, shift: f32, out: &mut [f32]) {
     gradient(Isa::current(), out, factor, shift, 1.0);
 }
 
-/// Replace logits of a block (columns from `first` on) by their gradient, as [`logits_gradient`].
-pub(super) fn block_gradient(
-    isa: Isa,
-    logits: &mut [f32],
-    first: usize,
-    target: usize,
-    inverse_temperature: f32,
-    lse: f32,
-    coefficient: f32,
-) {
-    let factor = coefficient * inverse_temperature;
-    gradient(isa, logits, inverse_temperature, lse, -factor);
-    if let Some(logit) = target.checked_sub(first).and_then(|i| logits.get_mut(i)) {
-        *logit += factor;
-    }
-}
-
 /// Statistics of the columns seen so far, relative to their maximum.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Softmax {
