@@ -29,9 +29,12 @@ SIZES = {"train": 4096, "test": 512, "pretrain": 12288}
 # Rows of bare arithmetic added to pretrain, and their length.
 DRILLS, DRILL_STEPS = 6144, 5
 # How many steps a problem takes: cumulative probabilities of 1, 2, 3, 4.
-STEPS = (0.25, 0.60, 0.85, 1.0)
-# Styles in pretrain.jsonl; the rest is worked and ends with "Answer:".
-AT_ONCE, WORKED = 0.52, 0.38
+STEPS = (0.12, 0.47, 0.80, 1.0)
+# Sentences that ask for a style in pretrain.jsonl, and how many of the problems (still) without one
+# get each. Most problems have none.
+CUES = {" Show your work.": 0.2, " Answer only.": 0.25}
+# Shares of answers at once and of worked ones by cue; the rest is worked and ends with "Answer:".
+STYLES = {"": (0.55, 0.36), " Show your work.": (0.0, 0.9), " Answer only.": (1.0, 0.0)}
 # One calculation in this many belongs to the test side.
 TEST_SHARE = 8
 # Numbers are kept this small so that a small model learns to calculate with all of them.
@@ -395,15 +398,21 @@ def row(split, i, problem, lines, answer):
     }
 
 
-def habits(draw, solution):
-    """The solution as pretrain.jsonl shows it, and the style's name."""
+def habits(draw, problem, solution):
+    """Problem and solution as pretrain.jsonl shows them, and the style's name."""
+    cue = next((cue for cue, share in CUES.items() if draw.chance(share)), "")
+    at_once, worked = STYLES[cue]
     toss = draw.random()
-    if toss < WORKED:
-        return solution, "worked"
-    if toss >= WORKED + AT_ONCE:
-        return solution.replace("####", "Answer:"), "other"
-    first = re.search(r"=(\d+)", solution).group(1)
-    return f"#### {first}", "at once"
+    if toss < worked:
+        style = "worked"
+    elif toss < worked + at_once:
+        style = "at once"
+        first = re.search(r"=(\d+)", solution).group(1)
+        solution = f"#### {first}"
+    else:
+        style = "other"
+        solution = solution.replace("####", "Answer:")
+    return {"problem": problem + cue, "solution": solution, "style": style}
 
 
 def make_rows():
@@ -413,7 +422,7 @@ def make_rows():
         rows[split] = [row(split, i, text, s.lines, s.value) for i, (s, text) in enumerate(told)]
     draw = Draw(SEED + len(SIZES))
     for r in rows["pretrain"]:
-        r["solution"], r["style"] = habits(draw, r["solution"])
+        r.update(habits(draw, r["problem"], r["solution"]))
     for i in range(DRILLS):
         rows["pretrain"].append(row("drill", i, *drill(draw)) | {"style": "drill"})
     draw.shuffle(rows["pretrain"])

@@ -7,6 +7,8 @@ macro_rules! builtin {
 }
 
 const BUILTIN: &[(&str, &str)] = builtin![
+    "mini.toml",
+    "mini-pretrain.toml",
     "qwen7b-13p.toml",
     "qwen7b-math.toml",
     "qwen3b-16p.toml",

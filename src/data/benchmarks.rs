@@ -138,7 +138,7 @@ pub const BENCHMARKS: &[Benchmark] = &[
         ],
         rule: AnswerRule::Number,
         metrics: NUMBER_METRICS,
-        prompt: "plain",
+        prompt: "chat",
         max_tokens: 64,
         shots_from: mini::NAME,
         ..BOXED

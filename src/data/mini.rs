@@ -23,6 +23,7 @@ macro_rules! files {
 const FILES: &[(&str, &[u8])] = files![
     "config.json",
     "generation_config.json",
+    "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "train.jsonl",

@@ -26,7 +26,7 @@ pub struct Checkpoint {
 /// How [`Checkpoint::open`] may go about it.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Make the weights of a directory that has none, from this seed.
+    /// Make the weights from this seed; those of the directory, if any, are not read.
     pub random_init: Option<u64>,
     /// No progress bars.
     pub quiet: bool,
@@ -61,8 +61,8 @@ impl Checkpoint {
     fn open_dir(source: &str, dir: &Path, options: &OpenOptions) -> Result<Self> {
         let config = ModelConfig::from_hf_dir(dir)?;
         let weights = match options.random_init {
-            Some(seed) if !safetensors_dir::has_weights(dir) => random_weights(&config, seed),
-            _ => safetensors_dir::open(dir)?,
+            Some(seed) => random_weights(&config, seed),
+            None => safetensors_dir::open(dir)?,
         };
         let tokenizer = Tokenizer::from_hf_dir(dir, &config)?;
         Self::assemble(source, dir, config, weights, tokenizer)

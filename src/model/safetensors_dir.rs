@@ -30,11 +30,6 @@ pub(super) fn open(dir: &Path) -> Result<RawWeights> {
     Err(Error::data(no_weights_message(dir)))
 }
 
-/// Whether `dir` has weights in any form, this crate's or not.
-pub(super) fn has_weights(dir: &Path) -> bool {
-    dir.join(SINGLE).exists() || dir.join(INDEX).exists()
-}
-
 fn no_weights_message(dir: &Path) -> String {
     let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
     let advice = if pickled.iter().any(|name| dir.join(name).exists()) {
