@@ -232,10 +232,18 @@ fn random_weights_are_made_only_when_asked() {
         random_init: Some(seed),
         ..OpenOptions::default()
     };
-    // Real weights win over the wish.
-    let real = Checkpoint::open(&dir, &ask(1)).expect("opened");
-    let norm = real.weights.get_f32("model.norm.weight").unwrap();
-    assert_eq!(norm, tensors(&real.config)["model.norm.weight"].1);
+    // Not asked: the file's own. Asked: from the seed, although there is a file.
+    let norm = |options: &OpenOptions| {
+        let checkpoint = Checkpoint::open(&dir, options).expect("opened");
+        let norm = checkpoint.weights.get_f32("model.norm.weight").unwrap();
+        (
+            norm,
+            tensors(&checkpoint.config)["model.norm.weight"].1.clone(),
+        )
+    };
+    let (found, in_file) = norm(&OpenOptions::default());
+    assert_eq!(found, in_file);
+    assert_eq!(norm(&ask(1)).0, vec![1.0; in_file.len()]);
 
     std::fs::remove_file(made.dir.path().join("model.safetensors")).unwrap();
     let [one, same, other] = [1, 1, 2].map(|seed| Checkpoint::open(&dir, &ask(seed)).unwrap());
