@@ -62,7 +62,7 @@ enum Command {
     Score(commands::score::ScoreArgs),
     /// Grade answers: rows with `gold` and `completion` or `pred` get `extracted` and `correct`
     Grade {
-        /// gsm8k, gsm8k-flexible, lm-eval-strict, lm-eval-flexible or math
+        /// gsm8k, gsm8k-flexible, lm-eval-strict, lm-eval-flexible, math, equiv or equiv-wide
         #[arg(long, value_name = "NAME")]
         reward: Grader,
         /// JSON Lines file

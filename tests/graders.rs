@@ -142,6 +142,7 @@ fn equiv_against_math_verify_and_qwen() {
     };
     for grader in [Grader::Equiv, Grader::EquivWide] {
         let (mut agreed, mut same, mut equal, mut accepted) = (0, 0, 0, 0);
+        let (mut meant_equal, mut found_equal) = (0, 0);
         for pair in &pairs {
             let (gold, pred) = (text(pair, "gold"), text(pair, "pred"));
             let verdict = grader.equal(gold, pred);
@@ -154,20 +155,29 @@ fn equiv_against_math_verify_and_qwen() {
                 agreed += 1;
                 same += usize::from(pair["qwen"] == verdict);
             }
-            if pair["intent"] == "eq" && (pair["qwen"] == true || pair["math_verify"] == true) {
-                equal += 1;
-                accepted += usize::from(verdict);
+            if pair["intent"] == "eq" {
+                let either = pair["qwen"] == true || pair["math_verify"] == true;
+                meant_equal += 1;
+                found_equal += usize::from(verdict);
+                equal += usize::from(either);
+                accepted += usize::from(either && verdict);
             }
         }
-        let same = 100.0 * same as f64 / agreed as f64;
-        let accepted = 100.0 * accepted as f64 / equal as f64;
+        let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole as f64;
+        let (same, accepted) = (percent(same, agreed), percent(accepted, equal));
+        let found = percent(found_equal, meant_equal);
         eprintln!(
-            "{}: {same:.2} % of {agreed} verdicts that both share, accepts {accepted:.2} % of {equal} equal pairs that either accepts",
+            "{}: {same:.2} % of {agreed} verdicts that both share; accepts {accepted:.2} % of \
+             {equal} equal pairs that either accepts, {found:.2} % of all {meant_equal}",
             grader.name()
         );
-        assert!(accepted >= 97.0);
-        // The rest are the references' errors and, for the wide notation, what neither reads.
-        assert!(same >= if grader == Grader::Equiv { 97.5 } else { 92.0 });
+        // What is missing to 100 are the references' errors and, for the wide notation, what
+        // neither of them reads.
+        let (same_at_least, found_at_least) = match grader {
+            Grader::Equiv => (97.5, 86.0),
+            _ => (90.0, 96.5),
+        };
+        assert!(accepted >= 97.0 && same >= same_at_least && found >= found_at_least);
     }
 }
 

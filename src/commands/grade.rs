@@ -9,7 +9,8 @@ use crate::reward::{Graded, Grader};
 use crate::{Error, Result};
 
 /// Reads JSON Lines with `gold` and `completion` (extract, then compare) or `gold` and `pred`
-/// (compare; ignored beside a `completion`), and writes each row with `extracted` and `correct` added to `out`, in order.
+/// (compare; ignored beside a `completion`), and writes each row with `extracted` and `correct`
+/// added to `out`, in order.
 ///
 /// Fails with the file and line of a row that is not such an object.
 pub fn run(grader: Grader, path: &Path, out: &mut dyn Write) -> Result<()> {

@@ -59,12 +59,16 @@ pub(super) fn plain(text: &str) -> String {
     out
 }
 
-/// The text of an answer that is no mathematics, without the name it is given to, percent signs and
-/// case.
+/// The text of an answer that is no mathematics, without the name it is given to, braces around it,
+/// percent signs and case.
 pub(super) fn prose(text: &str) -> String {
     let mut chars = text.chars();
     let named =
         matches!((chars.next(), chars.next()), (Some(name), Some('=')) if name.is_alphabetic());
     let text = if named { chars.as_str() } else { text };
+    let text = text
+        .strip_prefix('⦃')
+        .and_then(|text| text.strip_suffix('⦄'))
+        .unwrap_or(text);
     plain(&text.replace('%', ""))
 }

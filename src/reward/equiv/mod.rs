@@ -4,6 +4,20 @@
 //! compared by what it is: numbers exactly ([`exact`]), expressions at several points to about thirty
 //! digits ([`numeric`]), collections by their parts ([`compare`]). What cannot be read is compared as
 //! text. Every step is bounded, in depth, nodes and arithmetic, whatever the input.
+//!
+//! What the comparison takes as equal, where one might ask:
+//! - `50%` is 1/2, and it is 50; but 0.17 % is not 0.17: a percentage below 1 is a fraction only.
+//! - Currency signs, units and the degree sign of an answer are dropped, as both Math-Verify and
+//!   Qwen's grader do; so 5 cm equals 5 m. In a trigonometric function a degree is π/180.
+//! - A decimal of six or more places may be the rounded value of the other answer; one of fewer
+//!   places must be exact.
+//! - `x = 5` equals `5`, not `y = 5`. Equations are equal up to a factor, inequalities up to a positive
+//!   one; an equation solved for its only variable, only up to sign.
+//! - Lists and sets are equal in any order, and a list equals a tuple in the same order. Tuples and
+//!   intervals keep their order and their brackets, also at infinity.
+//! - A number with a base equals only the same digits in the same base.
+//! - Variables are sampled as real numbers of either sign; √(x²) is |x|, not x.
+//! - A missing closing brace is supplied.
 
 mod approx;
 mod arguments;
@@ -61,6 +75,8 @@ pub(super) fn equal(a: &str, b: &str, notation: Notation) -> bool {
     if a == b {
         return true;
     }
+    // One order for each pair: not even the bound on the work may tell which is the reference.
+    let (a, b) = if a <= b { (a, b) } else { (b, a) };
     let (a, b) = (unboxed(a), unboxed(b));
     if a.len() > MAX_BYTES || b.len() > MAX_BYTES {
         let compact = |text: &str| {
@@ -75,7 +91,7 @@ pub(super) fn equal(a: &str, b: &str, notation: Notation) -> bool {
         Verdict::Same => true,
         Verdict::Different => false,
         Verdict::OneUnread => [(&a, &b), (&b, &a)].into_iter().any(|(prose, other)| {
-            is_statement(prose)
+            is_statement(prose, notation)
                 && super::final_answer::final_answer(prose)
                     .is_some_and(|answer| same(&answer, other, notation, &fuel) == Verdict::Same)
         }),
@@ -84,7 +100,7 @@ pub(super) fn equal(a: &str, b: &str, notation: Notation) -> bool {
 
 /// Whether a text that is no mathematics looks like a statement with an answer in it rather than an
 /// answer: it has formulas in delimiters, or several words.
-fn is_statement(text: &str) -> bool {
+fn is_statement(text: &str, notation: Notation) -> bool {
     let words = text.split_whitespace().filter(|word| {
         word.chars().count() > 1 && word.chars().all(|c| c.is_alphabetic() || "'.,".contains(c))
     });
@@ -92,6 +108,7 @@ fn is_statement(text: &str) -> bool {
         || text.contains(r"\(")
         || text.contains(r"\[")
         || words.count() >= 4
+        || (notation == Notation::Wide && text.contains("answer"))
 }
 
 /// The answer in a text with boxes.
@@ -156,26 +173,30 @@ pub(super) fn is_readable(text: &str) -> bool {
 /// Tokens of an answer without the dress around it.
 fn prepare(text: &str, notation: Notation) -> Vec<Token> {
     let mut text = text.trim().to_owned();
+    if notation == Notation::Wide {
+        // Markdown's bold.
+        text = text.trim_matches('*').trim().to_owned();
+    }
     for _ in 0..4 {
         if let Some(number) = words::number(text.trim_end_matches('.')) {
             return vec![Token::Number(number.to_string())];
         }
         let tokens = undress(arguments::brace(lexer::tokens(&text, notation)));
         match tokens.as_slice() {
-            [Token::Text(inner)]
-                if *inner != text
-                    && !inner.contains(if notation == Notation::Wide {
-                        &[','][..]
-                    } else {
-                        &[',', ' ']
-                    }) =>
-            {
+            [Token::Text(inner)] if *inner != text && is_dressed(inner, notation) => {
                 text.clone_from(inner);
             }
             _ => return tokens,
         }
     }
     Vec::new()
+}
+
+/// Whether the content of a `\text{…}` that is the whole answer is an answer in text dress, such as
+/// `54` or `(B)`, and not a phrase or an enumeration.
+fn is_dressed(content: &str, notation: Notation) -> bool {
+    let phrase = content.contains(' ') && !content.contains('\\');
+    !content.contains(',') && (notation == Notation::Wide || !phrase)
 }
 
 /// Drops outer braces and boxes, and stops and row ends after the answer.

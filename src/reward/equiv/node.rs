@@ -58,6 +58,19 @@ pub(super) struct Relation {
     pub(super) named: bool,
 }
 
+impl Relation {
+    /// `5 = x` as `x = 5`; the caller has seen that the last member is a name.
+    pub(super) fn turned(mut self) -> Self {
+        if let [('=', last)] = self.rest.as_mut_slice()
+            && !self.named
+        {
+            std::mem::swap(&mut *self.first, last);
+            self.named = true;
+        }
+        self
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Constant {
     Pi,

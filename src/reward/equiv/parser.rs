@@ -159,19 +159,28 @@ impl<'a> Parser<'a> {
         let first = self.sets()?;
         let named = is_name(&self.tokens[start..self.at]);
         let mut rest = Vec::new();
+        let mut last = start;
         while let Some(op @ ('=' | '<' | '>' | '≤' | '≥' | '≠' | '≈' | '∈' | '≡')) = self.peek_op()
         {
             self.at += 1;
+            last = self.at;
             rest.push((op, self.sets()?));
         }
         if rest.is_empty() {
             return Some(first);
         }
-        Some(Node::Relation(Relation {
+        let relation = Relation {
             first: Box::new(first),
             rest,
             named,
-        }))
+        };
+        Some(Node::Relation(
+            if self.wide && is_name(&self.tokens[last..self.at]) {
+                relation.turned()
+            } else {
+                relation
+            },
+        ))
     }
 
     /// Unions, intersections and differences, from left to right.
@@ -307,6 +316,9 @@ impl<'a> Parser<'a> {
                 Token::Number(_) if matches!(before, Some(Token::Number(_))) => return None,
                 Token::Word(_) | Token::Text(_) if after_word => return None,
                 _ if matches!(before, Some(Token::Word(word)) if word.len() > 3) => return None,
+                _ if matches!(before, Some(Token::Text(text)) if text.contains(' ')) => {
+                    return None;
+                }
                 _ => {}
             }
             factors.push(self.factor()?);
@@ -411,15 +423,6 @@ impl<'a> Parser<'a> {
             self.at = start;
         }
         self.at > start
-    }
-
-    /// Whether nothing stands before the token just read in its bracket or argument.
-    fn at_start_of_group(&self) -> bool {
-        match self.at.checked_sub(2).and_then(|at| self.tokens.get(at)) {
-            None => true,
-            Some(Token::Op(op)) => matches!(op, '{' | '(' | '[' | ',' | '='),
-            Some(_) => false,
-        }
     }
 
     fn at_end_of_term(&self) -> bool {

@@ -5,8 +5,8 @@ pub(super) fn operator(command: &str) -> Option<char> {
     Some(match command {
         "cdot" | "times" | "ast" | "bullet" => '*',
         "div" => '/',
-        "le" | "leq" | "leqslant" | "leqq" => '≤',
-        "ge" | "geq" | "geqslant" | "geqq" => '≥',
+        "le" | "leq" | "leqslant" | "leslant" | "leqq" => '≤',
+        "ge" | "geq" | "geqslant" | "geslant" | "geqq" => '≥',
         "ne" | "neq" => '≠',
         "lt" => '<',
         "gt" => '>',

@@ -73,7 +73,7 @@ impl<'a> Parser<'a> {
         if let Some(function) = Function::named(word) {
             return self.call(function);
         }
-        if word == "sqrt" && (self.wide || self.at_start_of_group()) {
+        if word == "sqrt" {
             let operand = self.nested(Self::operand)?;
             return Some(Node::Call(Function::Root, vec![operand]));
         }
