@@ -49,9 +49,7 @@ pub fn advantages(
             "a reward function returned {infinite}"
         )));
     }
-    let total: Vec<f64> = (0..count)
-        .map(|i| weighted_sum(rewards, weights, i))
-        .collect();
+    let total = weighted_sums(rewards, weights);
 
     let batch_std = std(&total);
     let mut values = Vec::with_capacity(count);
@@ -84,17 +82,16 @@ pub fn advantages(
     })
 }
 
-fn weighted_sum(rewards: &[Vec<f64>], weights: &[f64], i: usize) -> f64 {
-    let mut scored = rewards
-        .iter()
-        .zip(weights)
-        .map(|(r, w)| w * r[i])
-        .filter(|r| !r.is_nan())
-        .peekable();
-    if scored.peek().is_none() {
-        return f64::NAN;
-    }
-    scored.sum()
+/// Σ_k weights[k] · rewards[k][i] of every completion i, over the functions that scored it; NaN
+/// where none did.
+pub fn weighted_sums(rewards: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
+    let count = rewards.first().map_or(0, Vec::len);
+    let of = |i: usize| {
+        let all = rewards.iter().zip(weights).map(|(r, w)| w * r[i]);
+        let scored = all.filter(|r| !r.is_nan());
+        scored.reduce(|a, b| a + b).unwrap_or(f64::NAN)
+    };
+    (0..count).map(of).collect()
 }
 
 fn has_spread(group: &[f64]) -> bool {

@@ -278,17 +278,6 @@ impl LossStats {
         self.high_max = self.high_max.max(high);
     }
 
-    /// Adds the sums of other completions.
-    pub fn merge(&mut self, other: &Self) {
-        self.tokens += other.tokens;
-        self.kl += other.kl;
-        self.units += other.units;
-        self.low += other.low;
-        self.high += other.high;
-        self.low_min = self.low_min.min(other.low_min);
-        self.high_max = self.high_max.max(other.high_max);
-    }
-
     /// Counts a completion that has no part in the gradient, and therefore none clipped: one with
     /// advantage 0, or (`active_tokens` 0) a masked one.
     pub fn add_inactive(&mut self, params: &LossParams, active_tokens: usize) {

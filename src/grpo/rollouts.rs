@@ -7,7 +7,7 @@ use crate::config::GrpoConfig;
 use crate::data::DataOrder;
 use crate::data::prompts::PromptedProblem;
 use crate::reward::{RewardSet, Sample};
-use crate::rollout::{Completion, Engine, FinishReason, Request, SamplingParams};
+use crate::rollout::{Completion, Engine, Request, SamplingParams};
 use crate::run::signals;
 
 /// A prompt with its completions.
@@ -28,6 +28,8 @@ pub struct Rollouts {
     pub groups: Vec<Group>,
     /// One entry a completion, group after group.
     pub advantages: Advantages,
+    /// Groups that dynamic sampling sampled and left out.
+    pub discarded: Vec<Group>,
     /// Problems drawn from the data for it.
     pub drawn: u64,
 }
@@ -63,6 +65,7 @@ impl Sampler<'_> {
         let mut drawn = wanted as u64;
         let mut groups = self.rollout(adapter, step, position, wanted, on_progress)?;
         let mut advantages = self.judge(&groups)?;
+        let mut discarded = Vec::new();
         let rounds = match self.config.dynamic_sampling {
             true => self.config.dynamic_sampling_max_rounds,
             false => 0,
@@ -76,20 +79,26 @@ impl Sampler<'_> {
             drawn += flat.len() as u64;
             let fresh = self.rollout(adapter, step, next, flat.len(), on_progress)?;
             let spread = self.judge(&fresh)?.spread;
-            let useful = fresh.into_iter().zip(spread).filter(|(_, spread)| *spread);
-            for (at, (group, _)) in flat.into_iter().zip(useful) {
-                groups[at] = group;
+            let mut places = flat.into_iter();
+            for (group, spread) in fresh.into_iter().zip(spread) {
+                // As many places as fresh groups: there is one for every useful group.
+                let place = if spread { places.next() } else { None };
+                discarded.push(match place {
+                    Some(at) => std::mem::replace(&mut groups[at], group),
+                    None => group,
+                });
             }
             advantages = self.judge(&groups)?;
         }
         Ok(Rollouts {
             groups,
             advantages,
+            discarded,
             drawn,
         })
     }
 
-    /// Groups of `count` problems from `position` on.
+    /// Groups of `count` problems from `position` on, in order.
     fn rollout(
         &mut self,
         adapter: &Adapter,
@@ -157,8 +166,7 @@ impl Sampler<'_> {
     }
 
     fn judge(&self, groups: &[Group]) -> Result<Advantages> {
-        let of = |k: usize| groups.iter().flat_map(|g| g.rewards[k].clone()).collect();
-        let rewards: Vec<Vec<f64>> = (0..self.weights.len()).map(of).collect();
+        let rewards = rewards_by_function(groups, self.weights.len());
         advantages(
             &rewards,
             &self.weights,
@@ -183,20 +191,28 @@ impl Sampler<'_> {
     }
 }
 
+/// What each of `count` functions gave the completions, group after group.
+pub(super) fn rewards_by_function<'a>(
+    groups: impl IntoIterator<Item = &'a Group> + Clone,
+    count: usize,
+) -> Vec<Vec<f64>> {
+    let of = |k: usize| {
+        groups
+            .clone()
+            .into_iter()
+            .flat_map(move |g| g.rewards[k].iter().copied())
+    };
+    (0..count).map(|k| of(k).collect()).collect()
+}
+
 impl Rollouts {
     /// Completions in the order of the advantages.
     pub fn completions(&self) -> impl Iterator<Item = &Completion> {
         self.groups.iter().flat_map(|group| &group.completions)
     }
 
-    /// Tokens of completion `i` that take part in the loss, by completion: none of a truncated one
-    /// when those are masked.
-    pub fn active_tokens(&self, mask_truncated: bool) -> Vec<usize> {
-        self.completions()
-            .map(|c| match c.finish {
-                FinishReason::Length if mask_truncated => 0,
-                _ => c.tokens.len(),
-            })
-            .collect()
+    /// Every group that was sampled, also those left out.
+    pub fn sampled(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().chain(&self.discarded)
     }
 }

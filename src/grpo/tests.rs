@@ -3,13 +3,17 @@
 
 use candle_core::DType;
 
+use super::importance::SamplerRatio;
+use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, token_weights};
 use super::*;
-use crate::config::{GrpoConfig, LossType, OptimConfig};
+use crate::Result;
+use crate::adapter::Adapter;
+use crate::config::{GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig};
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
 use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
 use crate::reward::{Grader, RewardSet};
-use crate::rollout::NativeEngine;
+use crate::rollout::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
 use crate::run::training::{StepOutput, Trainer};
 
 /// Problems whose answers are words that the random model says now and then.
@@ -113,61 +117,174 @@ fn assert_learns(outputs: &[StepOutput]) {
     assert!(metrics.get("grad_norm").is_some_and(|g| g > 0.0));
 }
 
+/// Log-probabilities of every completion under `adapter`, each scored by itself.
+fn scored(world: &World, rollouts: &Rollouts, adapter: Option<&Adapter>) -> Vec<Vec<f64>> {
+    let mut all = Vec::new();
+    for group in &rollouts.groups {
+        for completion in &group.completions {
+            let mut batch = Batch::default();
+            let prompt = &world.problems[group.problem].prompt.tokens;
+            batch
+                .push_sequence(prompt, &completion.tokens)
+                .expect("valid");
+            let scores = world.decoder.score(adapter, &batch, 1.0).expect("scores");
+            all.push(scores.logprobs);
+        }
+    }
+    all
+}
+
+/// The loss of a whole generation batch as one update, for logps under a moved policy.
+fn loss_of(
+    config: &GrpoConfig,
+    rollouts: &Rollouts,
+    logps: &[Vec<f64>],
+    old: &[Vec<f64>],
+    reference: &[Vec<f64>],
+) -> f64 {
+    let params = LossParams::from(config);
+    let masked =
+        |c: &Completion| config.mask_truncated_completions && c.finish == FinishReason::Length;
+    let active: Vec<usize> = rollouts
+        .completions()
+        .map(|c| if masked(c) { 0 } else { c.tokens.len() })
+        .collect();
+    let weights = token_weights(
+        config.loss_type,
+        Normalizer {
+            active_tokens: &active,
+            micro_batch: &vec![0; active.len()],
+            tokens_per_update: active.iter().sum::<usize>() as f64,
+            max_completion_length: config.max_completion_length,
+        },
+    );
+    let completions = (0..active.len()).filter(|&i| active[i] > 0);
+    completions
+        .map(|i| {
+            let sequence = Sequence {
+                logps: &logps[i],
+                old_logps: &old[i],
+                ref_logps: (config.beta != 0.0).then_some(&reference[i]),
+                advantage: rollouts.advantages.values[i],
+                ratio: &SamplerRatio::One,
+                weight: weights[i],
+            };
+            let (mut gradient, mut stats) = (vec![0.0; logps[i].len()], LossStats::default());
+            sequence_loss(&params, sequence, &mut gradient, &mut stats)
+        })
+        .sum()
+}
+
 #[test]
 fn the_gradient_is_that_of_the_loss_by_finite_differences() {
-    let portable = Placement {
-        backend: crate::ops::Backend::Portable,
-        device: candle_core::Device::Cpu,
-        dtype: DType::F64,
+    let plain = config();
+    let gspo = GrpoConfig {
+        importance_sampling_level: ImportanceSamplingLevel::Sequence,
+        loss_type: LossType::Grpo,
+        beta: 0.3,
+        mask_truncated_completions: true,
+        importance_sampling_correction: false,
+        ..config()
     };
-    let world = World::new(portable, config());
-    let mut trainer = world.trainer();
-    let mut adapter = trainer.adapter().clone();
-    let output = trainer.step(&mut |_, _| {}).expect("a step");
-    assert_learns(std::slice::from_ref(&output));
-    // The surrogate Σ A · logp / tokens has the gradient of the loss where the policy is the
-    // sampler, with the sign turned.
-    let rows = &output.completions;
-    let tokens: usize = rows.iter().map(|row| row.num_tokens).sum();
-    let rollouts = world
-        .trainer()
-        .sampler_mut()
-        .sample(&adapter, 0, 0, &mut |_, _| {})
-        .expect("the same rollouts");
-    let mut surrogate = |v: &[f32]| -> f64 {
-        adapter.set_parameters(v).expect("finite");
-        let mut sum = 0.0;
-        let completions = rollouts.groups.iter().flat_map(|group| {
-            let prompt = &world.problems[group.problem].prompt.tokens;
-            group.completions.iter().map(move |c| (prompt, &c.tokens))
-        });
-        for ((prompt, tokens), row) in completions.zip(rows) {
-            let mut batch = Batch::default();
-            batch.push_sequence(prompt, tokens).expect("valid");
-            let scores = world
-                .decoder
-                .score(Some(&adapter), &batch, 1.0)
-                .expect("scores");
-            sum += row.advantage * scores.logprobs.iter().sum::<f64>();
+    for config in [plain, gspo] {
+        let portable = Placement {
+            backend: crate::ops::Backend::Portable,
+            device: candle_core::Device::Cpu,
+            dtype: DType::F64,
+        };
+        let world = World::new(portable, config);
+        let mut trainer = world.trainer();
+        let mut adapter = trainer.adapter().clone();
+        let sampler = trainer.sampler_mut();
+        let rollouts = sampler
+            .sample(&adapter, 0, 0, &mut |_, _| {})
+            .expect("rollouts");
+        let output = trainer.step(&mut |_, _| {}).expect("a step");
+        assert_learns(std::slice::from_ref(&output));
+        let clipped = output
+            .metrics
+            .get("completions/clipped_ratio")
+            .expect("a share");
+        assert!(
+            clipped > 0.0 && clipped < 1.0,
+            "{clipped}: the mask is not tested"
+        );
+
+        let old = scored(&world, &rollouts, Some(&adapter));
+        let reference = scored(&world, &rollouts, None);
+        let start = adapter.parameters().to_vec();
+        let step = 2f32.powi(-12);
+        let mut loss_at = |i: usize, shift: f32| {
+            let mut moved = start.clone();
+            moved[i] += shift;
+            adapter.set_parameters(&moved).expect("finite");
+            let logps = scored(&world, &rollouts, Some(&adapter));
+            loss_of(&world.config, &rollouts, &logps, &old, &reference)
+        };
+        let slopes: Vec<f64> = (0..start.len())
+            .map(|i| (loss_at(i, step) - loss_at(i, -step)) / (2.0 * f64::from(step)))
+            .collect();
+        let norm = slopes.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let got = output.metrics.get("grad_norm").expect("a norm");
+        assert!((got - norm).abs() < 1e-5 * norm, "{got} {norm}");
+    }
+}
+
+/// A sampler whose log-probabilities are not the trainer's.
+struct Foreign<'a>(NativeEngine<'a>);
+
+impl Engine for Foreign<'_> {
+    fn generate(
+        &mut self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+        on_token: &mut dyn FnMut(usize, usize, &[u32]),
+        on_finished: &mut dyn FnMut(usize, usize, &Completion),
+    ) -> Result<Vec<Vec<Completion>>> {
+        let mut groups = self
+            .0
+            .generate(adapter, requests, params, on_token, on_finished)?;
+        for logprob in groups.iter_mut().flatten().flat_map(|c| &mut c.logprobs) {
+            *logprob -= 0.1;
         }
-        -sum / tokens as f64
-    };
-    let v = trainer_start(&world);
-    let step = 2f32.powi(-12);
-    let norm = (0..v.len())
-        .map(|i| {
-            let mut at = |shift: f32| {
-                let mut moved = v.clone();
-                moved[i] += shift;
-                surrogate(&moved)
-            };
-            (at(step) - at(-step)) / (2.0 * f64::from(step))
-        })
-        .map(|g| g * g)
-        .sum::<f64>()
-        .sqrt();
-    let got = output.metrics.get("grad_norm").expect("a norm");
-    assert!((got - norm).abs() < 1e-5 * norm, "{got} {norm}");
+        Ok(groups)
+    }
+}
+
+#[test]
+fn a_foreign_sampler_is_corrected_for() {
+    for num_iterations in [1, 2] {
+        let config = GrpoConfig {
+            num_iterations,
+            ..config()
+        };
+        let own = World::new(cpu(), config.clone()).train(1);
+        let world = World::new(cpu(), config);
+        let mut trainer = world.trainer();
+        trainer.sampler_mut().engine = Box::new(Foreign(NativeEngine::new(
+            &world.decoder,
+            &world.tokenizer,
+            16,
+        )));
+        let metrics = trainer.step(&mut |_, _| {}).expect("a step").metrics;
+        let get = |name: &str| metrics.get(name).expect("a value");
+        let difference = get("sampling/sampling_logp_difference/max");
+        assert!((difference - 0.1).abs() < 1e-5, "{difference}");
+        let ratio = get("sampling/importance_sampling_ratio/mean");
+        assert!((ratio - 0.1f64.exp()).abs() < 1e-5, "{ratio}");
+        if num_iterations == 1 {
+            // Every token weighs the same factor more; the old policy is the trainer's own.
+            let grown = get("grad_norm") / own.1[0].metrics.get("grad_norm").expect("a norm");
+            assert!((grown - 0.1f64.exp()).abs() < 1e-5, "{grown}");
+        } else {
+            let clipped = get("clip_ratio/region_mean");
+            assert!(
+                clipped < 0.5,
+                "{clipped}: the sampler passes for the old policy"
+            );
+        }
+    }
 }
 
 fn trainer_start(world: &World) -> Vec<f32> {

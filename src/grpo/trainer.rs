@@ -1,5 +1,6 @@
 //! The GRPO step: rollouts and advantages, then one or several updates on them.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::importance::{SamplerCorrection, SamplerRatio};
@@ -8,14 +9,14 @@ use super::loss::{
     token_weights,
 };
 use super::metrics::{self, SamplerDifference};
-use super::rollouts::{Rollouts, Sampler};
+use super::rollouts::{Group, Rollouts, Sampler};
 use crate::Result;
 use crate::adapter::{Adapter, Gradients};
-use crate::config::{GrpoConfig, OptimConfig};
+use crate::config::{GrpoConfig, LossType, OptimConfig};
 use crate::model::{Batch, Coefficients, Decoder, Keep, pack};
-use crate::ops::Backend;
 use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
+use crate::rollout::FinishReason;
 use crate::run::logs::CompletionRow;
 use crate::run::training::{StepOutput, Trainer};
 use crate::run::{StepMetrics, TrainState, signals};
@@ -38,12 +39,15 @@ struct Item {
     group: usize,
     sample: usize,
     advantage: f64,
-    /// Share of each of its tokens in the loss; 0 leaves it out.
+    /// Tokens that take part in the loss: all, or none of a truncated one when those are masked.
+    active: usize,
+    /// Share of each of its tokens in the loss of the update.
     weight: f64,
-    /// Log-probabilities when it was sampled, by the trainer's own arithmetic once known.
-    old: Vec<f64>,
+    /// Log-probabilities the sampler gave.
+    sampled: Vec<f64>,
+    /// The trainer's own at that time, where the sampler's are not the same.
+    old: Option<Vec<f64>>,
     reference: Option<Vec<f64>>,
-    ratio: SamplerRatio,
 }
 
 /// What the updates of a step add up.
@@ -93,31 +97,51 @@ impl<'a> GrpoTrainer<'a> {
         on_part: &mut dyn FnMut(usize, usize),
     ) -> Result<Sums> {
         let mut items = self.items(rollouts);
-        // On the CPU the sampler's log-probabilities have the scorer's bits. Elsewhere they are
-        // computed again: for the correction of the difference, and before the policy moves.
-        let exact = self.decoder.placement.backend == Backend::Cpu;
-        if !exact {
-            self.score_old(rollouts, &mut items)?;
+        let parts = self.config.updates_per_step();
+        let exact = self.sampler.engine.exact();
+        // The first update is at the policy that sampled: it needs no log-probabilities of then.
+        if !exact && parts > 1 {
+            let adapter = Some(self.learner.adapter());
+            self.score(rollouts, &mut items, adapter, |item, logps| {
+                item.old = Some(logps)
+            })?;
         }
         if self.loss.beta != 0.0 {
-            self.score_reference(rollouts, &mut items)?;
+            self.score(rollouts, &mut items, None, |item, logps| {
+                item.reference = Some(logps)
+            })?;
         }
         let mut sums = Sums::default();
+        let tokens: usize = items.iter().map(|item| item.active).sum();
         let per_update = self.config.prompts_per_step / self.config.steps_per_generation;
-        let parts = self.config.updates_per_step();
         for part in 0..parts {
             let first = part % self.config.steps_per_generation * per_update;
             let groups = first..first + per_update;
-            let own: Vec<Item> = items
+            let mut own: Vec<Item> = items
                 .iter()
                 .filter(|item| groups.contains(&item.group))
                 .cloned()
                 .collect();
-            let on_policy = part == 0;
+            let policy = Policy {
+                moved: part > 0,
+                correction: if exact {
+                    None
+                } else {
+                    SamplerCorrection::new(self.config)
+                },
+            };
             let mut progress = |done: usize, total: usize| {
                 on_part(part * total + done, parts * total);
             };
-            let gradients = self.gradients(rollouts, own, on_policy, &mut sums, &mut progress)?;
+            let micro_batches = self.plan(rollouts, &mut own, tokens);
+            let gradients = self.gradients(
+                rollouts,
+                &own,
+                &micro_batches,
+                &policy,
+                &mut sums,
+                &mut progress,
+            )?;
             sums.updates.push(self.learner.update(&gradients)?);
         }
         Ok(sums)
@@ -126,65 +150,97 @@ impl<'a> GrpoTrainer<'a> {
     /// Every completion with its advantage; weights are set update by update.
     fn items(&self, rollouts: &Rollouts) -> Vec<Item> {
         let n = self.config.num_generations;
+        let masked = self.config.mask_truncated_completions;
         let completions = rollouts.completions().enumerate();
         completions
             .map(|(i, completion)| Item {
                 group: i / n,
                 sample: i % n,
                 advantage: rollouts.advantages.values[i],
+                active: match completion.finish {
+                    FinishReason::Length if masked => 0,
+                    _ => completion.tokens.len(),
+                },
                 weight: 0.0,
-                old: completion.logprobs.iter().map(|&l| f64::from(l)).collect(),
+                sampled: completion.logprobs.iter().map(|&l| f64::from(l)).collect(),
+                old: None,
                 reference: None,
-                ratio: SamplerRatio::One,
             })
             .collect()
+    }
+
+    /// Whether a completion has a gradient. At advantage 0 only the KL term has one.
+    fn is_trained(&self, item: &Item) -> bool {
+        item.active > 0 && (item.advantage != 0.0 || self.loss.beta != 0.0)
+    }
+
+    /// The micro-batches of an update, as indices into `items`, whose weights are set.
+    /// `tokens` are the active tokens of the generation batch.
+    fn plan(&self, rollouts: &Rollouts, items: &mut [Item], tokens: usize) -> Vec<Vec<usize>> {
+        // Only in bnpo the completions without gradient have a say in the weights of others.
+        let bnpo = self.loss.loss_type == LossType::Bnpo;
+        let members = |item: &Item| bnpo || self.is_trained(item);
+        let mut micro_batches = self.micro_batches(rollouts, items, members);
+        let mut micro_batch = vec![0; items.len()];
+        for (number, members) in micro_batches.iter().enumerate() {
+            members.iter().for_each(|&i| micro_batch[i] = number);
+        }
+        let active: Vec<usize> = items.iter().map(|item| item.active).collect();
+        let weights = token_weights(
+            self.loss.loss_type,
+            Normalizer {
+                active_tokens: &active,
+                micro_batch: &micro_batch,
+                tokens_per_update: tokens as f64 / self.config.steps_per_generation as f64,
+                max_completion_length: self.config.max_completion_length,
+            },
+        );
+        for (item, weight) in items.iter_mut().zip(weights) {
+            item.weight = weight;
+        }
+        for members in &mut micro_batches {
+            members.retain(|&i| self.is_trained(&items[i]));
+        }
+        micro_batches.retain(|members| !members.is_empty());
+        micro_batches
     }
 
     /// The gradient of one update, micro-batch by micro-batch.
     fn gradients(
         &self,
         rollouts: &Rollouts,
-        mut items: Vec<Item>,
-        on_policy: bool,
+        items: &[Item],
+        micro_batches: &[Vec<usize>],
+        policy: &Policy,
         sums: &mut Sums,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Gradients> {
-        let mut micro_batches = self.micro_batches(rollouts, &items);
-        self.weigh(rollouts, &mut items, &micro_batches);
-        let idle =
-            |item: &Item| item.weight == 0.0 || (item.advantage == 0.0 && self.loss.beta == 0.0);
-        for item in items.iter().filter(|item| idle(item)) {
-            let tokens = if item.weight == 0.0 {
-                0
-            } else {
-                item.old.len()
-            };
-            sums.stats.add_inactive(&self.loss, tokens);
-        }
-        for micro_batch in &mut micro_batches {
-            micro_batch.retain(|&i| !idle(&items[i]));
+        for item in items.iter().filter(|item| !self.is_trained(item)) {
+            sums.stats.add_inactive(&self.loss, item.active);
         }
         let mut gradients = self.learner.adapter().gradients();
-        let total = micro_batches.len();
         for (done, micro_batch) in micro_batches.iter().enumerate() {
             signals::check()?;
-            if !micro_batch.is_empty() {
-                let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
-                self.accumulate(rollouts, &own, on_policy, &mut gradients, sums)?;
-            }
-            on_progress(done + 1, total);
+            let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
+            self.accumulate(rollouts, &own, policy, &mut gradients, sums)?;
+            on_progress(done + 1, micro_batches.len());
         }
         Ok(gradients)
     }
 
-    /// Completions (indices into `items`) of each micro-batch: whole groups, up to
+    /// The items that are `members`, as indices, cut into passes: whole groups, up to
     /// `micro_batch_tokens` rows; a group that is larger by itself is cut.
-    fn micro_batches(&self, rollouts: &Rollouts, items: &[Item]) -> Vec<Vec<usize>> {
+    fn micro_batches(
+        &self,
+        rollouts: &Rollouts,
+        items: &[Item],
+        members: impl Fn(&Item) -> bool,
+    ) -> Vec<Vec<usize>> {
         let limit = self.config.micro_batch_tokens;
-        let prompt = |i: usize| self.prompt(rollouts, items[i].group).len();
         let mut pieces: Vec<(Vec<usize>, usize)> = Vec::new();
-        for (i, item) in items.iter().enumerate() {
-            let rows = item.old.len();
+        for (i, item) in items.iter().enumerate().filter(|(_, item)| members(item)) {
+            // The last token of a completion has no row.
+            let rows = item.sampled.len().saturating_sub(1);
             match pieces.last_mut() {
                 Some((own, filled))
                     if items[own[0]].group == item.group && *filled + rows <= limit =>
@@ -192,46 +248,15 @@ impl<'a> GrpoTrainer<'a> {
                     own.push(i);
                     *filled += rows;
                 }
-                _ => pieces.push((vec![i], prompt(i) + rows)),
+                _ => pieces.push((vec![i], self.prompt(rollouts, item.group).len() + rows)),
             }
         }
         let sizes: Vec<usize> = pieces.iter().map(|(_, rows)| *rows).collect();
+        let own = |run: Range<usize>| pieces[run].iter().flat_map(|(own, _)| own.clone());
         pack(&sizes, limit)
             .into_iter()
-            .map(|run| {
-                pieces[run]
-                    .iter()
-                    .flat_map(|(own, _)| own.clone())
-                    .collect()
-            })
+            .map(|run| own(run).collect())
             .collect()
-    }
-
-    /// Sets the weight of every completion of an update.
-    fn weigh(&self, rollouts: &Rollouts, items: &mut [Item], micro_batches: &[Vec<usize>]) {
-        let n = self.config.num_generations;
-        let active = rollouts.active_tokens(self.config.mask_truncated_completions);
-        let own: Vec<usize> = items
-            .iter()
-            .map(|i| active[i.group * n + i.sample])
-            .collect();
-        let mut micro_batch = vec![0; items.len()];
-        for (number, members) in micro_batches.iter().enumerate() {
-            members.iter().for_each(|&i| micro_batch[i] = number);
-        }
-        let updates = self.config.steps_per_generation as f64;
-        let weights = token_weights(
-            self.loss.loss_type,
-            Normalizer {
-                active_tokens: &own,
-                micro_batch: &micro_batch,
-                tokens_per_update: active.iter().sum::<usize>() as f64 / updates,
-                max_completion_length: self.config.max_completion_length,
-            },
-        );
-        for ((item, weight), tokens) in items.iter_mut().zip(weights).zip(own) {
-            item.weight = if tokens > 0 { weight } else { 0.0 };
-        }
     }
 
     /// One forward and backward pass.
@@ -239,7 +264,7 @@ impl<'a> GrpoTrainer<'a> {
         &self,
         rollouts: &Rollouts,
         items: &[&Item],
-        on_policy: bool,
+        policy: &Policy,
         gradients: &mut Gradients,
         sums: &mut Sums,
     ) -> Result<()> {
@@ -249,96 +274,59 @@ impl<'a> GrpoTrainer<'a> {
             &self.decoder.config,
             batch.tokens.len(),
         );
-        let known: Option<Vec<f64>> = items
-            .iter()
-            .map(|item| match item.ratio {
-                SamplerRatio::One if on_policy => {
-                    on_policy_coefficient(&self.loss, item.advantage, item.weight)
-                }
-                _ => None,
-            })
-            .collect();
-        let mut loss = LossSum::default();
-        let mut of_scores = |scores: &Scores| Ok(loss.add(&self.loss, items, &batch, scores));
-        let coefficients = match known {
-            Some(known) => {
-                let lengths = batch.lengths.iter();
-                let spread = known
-                    .iter()
-                    .zip(lengths)
-                    .flat_map(|(&c, &len)| vec![c; len]);
-                Coefficients::Known(spread.collect())
-            }
-            None => Coefficients::OfScores(&mut of_scores),
-        };
-        let was_known = matches!(coefficients, Coefficients::Known(_));
+        let known = self.known_coefficients(items, policy);
+        let is_known = known.is_some();
+        let mut add =
+            |scores: &Scores| Ok(sums.add(&self.loss, policy, items, &batch, &scores.logprobs));
         let scores = self.decoder.accumulate_gradients(
             self.learner.adapter(),
             &batch,
             self.config.temperature,
             keep,
-            coefficients,
+            match known {
+                Some(known) => Coefficients::Known(known),
+                None => Coefficients::OfScores(&mut add),
+            },
             gradients,
         )?;
-        if was_known {
-            loss.add(&self.loss, items, &batch, &scores);
+        if is_known {
+            add(&scores)?;
         }
-        sums.loss += loss.value;
-        sums.stats.merge(&loss.stats);
         sums.entropy += scores.entropies.iter().sum::<f64>();
         sums.tokens += scores.entropies.len();
-        if on_policy {
-            for (item, logps) in items.iter().zip(batch.by_completion(&scores.logprobs)) {
-                let completion = &rollouts.groups[item.group].completions[item.sample];
-                let sampler: Vec<f64> = completion.logprobs.iter().map(|&l| f64::from(l)).collect();
-                sums.difference.add(logps, &sampler);
-                sums.ratios.extend(item.ratio.values());
-            }
-        }
         Ok(())
     }
 
-    /// The trainer's own log-probabilities at sampling time, and the correction for the sampler's.
-    fn score_old(&self, rollouts: &Rollouts, items: &mut [Item]) -> Result<()> {
-        let correction = SamplerCorrection::new(self.config);
-        self.score(
-            rollouts,
-            items,
-            Some(self.learner.adapter()),
-            |item, logps| {
-                if let Some(correction) = &correction {
-                    item.ratio = correction.ratio(logps, &item.old);
-                }
-                item.old = logps.to_vec();
-            },
-        )
+    /// dL/dlogp of every token where it does not depend on the log-probabilities.
+    fn known_coefficients(&self, items: &[&Item], policy: &Policy) -> Option<Vec<f64>> {
+        if policy.moved || policy.correction.is_some() {
+            return None;
+        }
+        let mut all = Vec::new();
+        for item in items {
+            let own = on_policy_coefficient(&self.loss, item.advantage, item.weight)?;
+            all.extend(std::iter::repeat_n(own, item.sampled.len()));
+        }
+        Some(all)
     }
 
-    /// Log-probabilities under the model with the adapter off.
-    fn score_reference(&self, rollouts: &Rollouts, items: &mut [Item]) -> Result<()> {
-        self.score(rollouts, items, None, |item, logps| {
-            item.reference = Some(logps.to_vec());
-        })
-    }
-
+    /// Log-probabilities of all completions that are trained on, with `adapter` or without.
     fn score(
         &self,
         rollouts: &Rollouts,
         items: &mut [Item],
         adapter: Option<&Adapter>,
-        mut each: impl FnMut(&mut Item, &[f64]),
+        mut each: impl FnMut(&mut Item, Vec<f64>),
     ) -> Result<()> {
-        for micro_batch in self.micro_batches(rollouts, items) {
+        for micro_batch in self.micro_batches(rollouts, items, |item| self.is_trained(item)) {
             signals::check()?;
             let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
             let batch = self.pack(rollouts, &own)?;
             let temperature = self.config.temperature;
             let scores = self.decoder.score(adapter, &batch, temperature)?;
-            for (&i, logps) in micro_batch
-                .iter()
-                .zip(batch.by_completion(&scores.logprobs))
-            {
-                each(&mut items[i], logps);
+            let logps = batch.by_completion(&scores.logprobs);
+            for (&i, logps) in micro_batch.iter().zip(logps) {
+                each(&mut items[i], logps.to_vec());
             }
         }
         Ok(())
@@ -387,42 +375,56 @@ impl<'a> GrpoTrainer<'a> {
     }
 }
 
-/// Loss and its statistics over the completions of a pass.
-#[derive(Default)]
-struct LossSum {
-    value: f64,
-    stats: LossStats,
-}
-
-impl LossSum {
-    /// Adds all completions of a pass, and gives dL/dlogp of every token.
-    fn add(
-        &mut self,
-        params: &LossParams,
-        items: &[&Item],
-        batch: &Batch,
-        scores: &Scores,
-    ) -> Vec<f64> {
-        let mut gradient = vec![0.0; batch.targets.len()];
-        let mut rest = &mut gradient[..];
-        for (item, logps) in items.iter().zip(batch.by_completion(&scores.logprobs)) {
-            let (own, others) = rest.split_at_mut(logps.len());
-            rest = others;
-            let sequence = Sequence {
-                logps,
-                old_logps: &item.old,
-                ref_logps: item.reference.as_deref(),
-                advantage: item.advantage,
-                ratio: &item.ratio,
-                weight: item.weight,
-            };
-            self.value += sequence_loss(params, sequence, own, &mut self.stats);
-        }
-        gradient
-    }
+/// Where the policy of an update stands towards the one that sampled.
+struct Policy {
+    /// There was an update since.
+    moved: bool,
+    /// For a sampler whose log-probabilities are not those of the trainer.
+    correction: Option<SamplerCorrection>,
 }
 
 impl Sums {
+    /// Adds all completions of a pass with these log-probabilities, and gives dL/dlogp of every
+    /// token.
+    fn add(
+        &mut self,
+        params: &LossParams,
+        policy: &Policy,
+        items: &[&Item],
+        batch: &Batch,
+        logps: &[f64],
+    ) -> Vec<f64> {
+        let mut gradient = vec![0.0; batch.targets.len()];
+        let mut rest = &mut gradient[..];
+        for (item, logps) in items.iter().zip(batch.by_completion(logps)) {
+            let (own, others) = rest.split_at_mut(logps.len());
+            rest = others;
+            let old = match (policy.moved, &item.old) {
+                (false, _) => logps,
+                (true, Some(old)) => old,
+                (true, None) => &item.sampled,
+            };
+            let ratio = match &policy.correction {
+                Some(correction) => correction.ratio(old, &item.sampled),
+                None => SamplerRatio::One,
+            };
+            let sequence = Sequence {
+                logps,
+                old_logps: old,
+                ref_logps: item.reference.as_deref(),
+                advantage: item.advantage,
+                ratio: &ratio,
+                weight: item.weight,
+            };
+            self.loss += sequence_loss(params, sequence, own, &mut self.stats);
+            if !policy.moved {
+                self.difference.add(logps, &item.sampled);
+                self.ratios.extend(ratio.values());
+            }
+        }
+        gradient
+    }
+
     fn write(&self, loss: &LossParams, metrics: &mut StepMetrics) {
         let updates = self.updates.len().max(1) as f64;
         metrics.set("loss", self.loss / updates);
@@ -466,14 +468,19 @@ impl Trainer for GrpoTrainer<'_> {
 
         self.step += 1;
         self.position += rollouts.drawn;
-        let sampled: usize = rollouts.completions().map(|c| c.tokens.len()).sum();
-        let prompts: usize = (0..rollouts.groups.len())
-            .map(|group| self.prompt(&rollouts, group).len() * self.config.num_generations)
-            .sum();
-        self.num_tokens += (sampled + prompts) as u64;
+        let groups: Vec<&Group> = rollouts.sampled().collect();
+        let completions = groups.iter().flat_map(|group| &group.completions);
+        let sampled: usize = completions.map(|c| c.tokens.len()).sum();
+        let prompt = |group: &&Group| self.sampler.problems[group.problem].prompt.tokens.len();
+        let prompts: usize = groups.iter().map(prompt).sum();
+        self.num_tokens += (sampled + prompts * self.config.num_generations) as u64;
 
         let mut metrics = StepMetrics::default();
-        metrics::of_rollouts(&rollouts, self.sampler.rewards.names(), &mut metrics);
+        let names: Vec<&str> = self.sampler.rewards.names().collect();
+        let weights = &self.sampler.weights;
+        metrics::rewards(groups.iter().copied(), &names, weights, &mut metrics);
+        metrics.set("frac_reward_zero_std", rollouts.advantages.frac_zero_std);
+        metrics::lengths(groups.iter().copied(), &mut metrics);
         sums.write(&self.loss, &mut metrics);
         let step_time = started.elapsed().as_secs_f64();
         for (name, value) in [

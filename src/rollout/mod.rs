@@ -87,4 +87,10 @@ pub trait Engine {
         on_token: &mut dyn FnMut(usize, usize, &[u32]),
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>>;
+
+    /// Whether the log-probabilities of the completions have the bits that the trainer's own
+    /// scoring gives, so that there is no difference to correct for.
+    fn exact(&self) -> bool {
+        false
+    }
 }

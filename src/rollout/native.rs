@@ -9,7 +9,8 @@ use super::sampler::{Draw, Sampled, sample};
 use super::{Completion, Engine, FinishReason, Request, SamplingParams};
 use crate::adapter::Adapter;
 use crate::model::{Decoder, KvCache, SlotId, Tokenizer};
-use crate::ops::{Span, cpu_slice};
+use crate::ops::{Backend, Span, cpu_slice};
+use crate::run::signals;
 use crate::{Error, Result};
 
 /// Samples from a [`Decoder`] in this process.
@@ -60,6 +61,11 @@ impl Engine for NativeEngine<'_> {
             .into_iter()
             .map(|group| group.into_iter().map(complete).collect())
             .collect())
+    }
+
+    /// On the CPU, decoding and scoring are the same arithmetic.
+    fn exact(&self) -> bool {
+        self.decoder.placement.backend == Backend::Cpu
     }
 }
 
@@ -121,6 +127,7 @@ impl Batch<'_> {
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<()> {
         loop {
+            signals::check()?;
             self.admit()?;
             if self.rows.is_empty() {
                 return Ok(());
