@@ -1,6 +1,7 @@
 //! The keys and values of the sequences in flight, in all layers.
 
 use super::config::ModelConfig;
+use crate::Result;
 use crate::ops::Backend;
 use crate::ops::attention::{Heads, KvLayer};
 
@@ -52,6 +53,13 @@ impl KvCache {
             layer.alloc(slot, parent, capacity);
         }
         slot
+    }
+
+    /// Fills an empty slot without parent with the first `len` rows of another one.
+    pub fn copy(&mut self, from: SlotId, to: SlotId, len: usize) -> Result<()> {
+        self.layers
+            .iter_mut()
+            .try_for_each(|layer| layer.copy(from, to, len))
     }
 
     /// Gives a slot back. Its children must have been freed before.

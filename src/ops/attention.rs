@@ -62,6 +62,21 @@ impl KvLayer {
         }
     }
 
+    /// Fills an empty slot without parent with the first `len` rows of another one.
+    pub fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+        match self {
+            Self::Cpu(store) => store.copy(from, to, len),
+            Self::Portable(slots) => {
+                let source = slots[from].as_ref().and_then(|s| s.keys_values.as_ref());
+                let (k, v) = source.ok_or_else(unallocated)?;
+                let copy = (k.narrow(0, 0, len)?, v.narrow(0, 0, len)?);
+                let target = slots[to].as_mut().ok_or_else(unallocated)?;
+                target.keys_values = Some(copy);
+            }
+        }
+        Ok(())
+    }
+
     pub fn free(&mut self, slot: usize) {
         match self {
             Self::Cpu(store) => store.free(slot),

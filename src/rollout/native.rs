@@ -47,12 +47,14 @@ impl Engine for NativeEngine<'_> {
             requests,
             params,
             cache: self.decoder.new_cache(),
+            prefix: None,
             groups: requests.iter().map(|_| None).collect(),
             next_group: 0,
             rows: Vec::new(),
             results: requests.iter().map(|r| vec![None; r.n]).collect(),
         };
         if params.max_tokens > 0 {
+            batch.prefill_prefix()?;
             batch.run(on_token, on_finished)?;
         }
         let complete = |sample: Option<Completion>| sample.unwrap_or_else(Completion::empty);
@@ -86,6 +88,22 @@ fn check(requests: &[Request], decoder: &Decoder) -> Result<()> {
     Ok(())
 }
 
+/// Shorter common beginnings are computed with each prompt.
+const MIN_PREFIX: usize = 16;
+
+/// Number of tokens that all prompts begin with, short of the whole of any; 0 for a single prompt.
+fn common_prefix(requests: &[Request]) -> usize {
+    let [first, others @ ..] = requests else {
+        return 0;
+    };
+    let shared = |other: &Request| {
+        let pairs = first.prompt.iter().zip(&other.prompt);
+        let same = pairs.take_while(|(a, b)| a == b).count();
+        same.min(other.prompt.len() - 1).min(first.prompt.len() - 1)
+    };
+    others.iter().map(shared).min().unwrap_or(0)
+}
+
 /// One call of [`Engine::generate`].
 struct Batch<'a> {
     engine: &'a NativeEngine<'a>,
@@ -93,6 +111,8 @@ struct Batch<'a> {
     requests: &'a [Request],
     params: &'a SamplingParams,
     cache: KvCache,
+    /// What all prompts begin with, such as worked examples: computed once and copied.
+    prefix: Option<(SlotId, usize)>,
     /// By request: its prompt while samples of it are waiting or running.
     groups: Vec<Option<Group>>,
     /// The first request whose prompt has not been prefilled.
@@ -159,6 +179,25 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Computes the beginning that all prompts share, where that saves anything.
+    fn prefill_prefix(&mut self) -> Result<()> {
+        let len = common_prefix(self.requests);
+        if len < MIN_PREFIX {
+            return Ok(());
+        }
+        let span = Span {
+            row: 0,
+            len,
+            slot: self.cache.alloc(None, len),
+            pos: 0,
+        };
+        let tokens = &self.requests[0].prompt[..len];
+        let decoder = self.engine.decoder;
+        decoder.forward(self.adapter, tokens, &[span], &mut self.cache)?;
+        self.prefix = Some((span.slot, len));
+        Ok(())
+    }
+
     fn prefill(&mut self, requests: std::ops::Range<usize>) -> Result<()> {
         let wanted: Vec<usize> = requests.filter(|&r| self.requests[r].n > 0).collect();
         if wanted.is_empty() {
@@ -169,13 +208,19 @@ impl Batch<'_> {
         let mut last_rows = Vec::new();
         for &request in &wanted {
             let prompt = &self.requests[request].prompt;
+            let slot = self.cache.alloc(None, prompt.len());
+            let mut pos = 0;
+            if let Some((prefix, len)) = self.prefix {
+                self.cache.copy(prefix, slot, len)?;
+                pos = len;
+            }
             spans.push(Span {
                 row: tokens.len(),
-                len: prompt.len(),
-                slot: self.cache.alloc(None, prompt.len()),
-                pos: 0,
+                len: prompt.len() - pos,
+                slot,
+                pos,
             });
-            tokens.extend_from_slice(prompt);
+            tokens.extend_from_slice(&prompt[pos..]);
             last_rows.push(tokens.len() as u32 - 1);
         }
         let decoder = self.engine.decoder;
@@ -450,6 +495,40 @@ mod tests {
                 .collect();
             assert_eq!(scores.logprobs, sampled);
         }
+    }
+
+    #[test]
+    fn a_beginning_that_all_prompts_share_changes_nothing() {
+        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+        let adapter = fixtures::adapter(&decoder);
+        let tokenizer = tokenizer(decoder.config.vocab_size);
+        let shots: Vec<u32> = (0..35).map(|i| 1 + i * 7 % 30).collect();
+        let request = |id: u64, own: &[u32]| Request {
+            id,
+            prompt: [&shots[..], own].concat(),
+            n: 2,
+        };
+        let requests = [request(1, &[3, 4, 5]), request(2, &[3, 9]), request(3, &[3])];
+        assert_eq!(common_prefix(&requests), 35);
+        assert_eq!(common_prefix(&requests[..1]), 0);
+        let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
+        let mut generate = |requests: &[Request]| {
+            engine
+                .generate(
+                    Some(&adapter),
+                    requests,
+                    &params(),
+                    &mut |_, _, _| {},
+                    &mut |_, _, _| {},
+                )
+                .expect("completions")
+        };
+        let together = generate(&requests);
+        let alone: Vec<_> = requests
+            .iter()
+            .flat_map(|r| generate(std::slice::from_ref(r)))
+            .collect();
+        assert_eq!(together, alone);
     }
 
     #[test]

@@ -82,6 +82,33 @@ impl KvStore {
         });
     }
 
+    /// Fill an empty slot without parent with the first `len` positions of another one, which
+    /// computing them again would give as well.
+    ///
+    /// # Panics
+    /// When `from` has fewer positions or a parent, or `to` is not empty or too small.
+    pub fn copy(&mut self, from: usize, to: usize, len: usize) {
+        let (heads, dim, value_width) = (self.heads, self.dim, self.value_width());
+        let mut target = self.slots[to].take().expect("an open slot");
+        let source = self.slot(from);
+        assert!(source.parent.is_none() && len <= source.len, "no such keys");
+        assert!(target.parent.is_none() && target.len == 0 && len <= target.room);
+        let panels = len.next_multiple_of(LANES);
+        for head in 0..heads {
+            for (width, rows, source_memory, target_memory) in [
+                (dim, panels, &source.keys, &mut target.keys),
+                (value_width, len, &source.values, &mut target.values),
+            ] {
+                let from = head * source.room * width;
+                let to = head * target.room * width;
+                target_memory[to..to + rows * width]
+                    .copy_from_slice(&source_memory[from..from + rows * width]);
+            }
+        }
+        target.len = len;
+        self.slots[to] = Some(target);
+    }
+
     /// Close a slot. Its children must have been closed before.
     pub fn free(&mut self, slot: usize) {
         if let Some(Slot { keys, values, .. }) = self.slots[slot].take() {
