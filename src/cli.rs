@@ -68,6 +68,8 @@ enum Command {
         /// JSON Lines file
         file: PathBuf,
     },
+    /// Measure sampling and training on this machine, against its own peak
+    Bench(commands::bench::BenchArgs),
     /// Show what this machine and this build can do, and what is missing
     Doctor,
 }
@@ -106,6 +108,7 @@ fn run(command: Command, global: &GlobalArgs, out: &mut dyn Write) -> Result<()>
         Command::Generate(args) => commands::generate::run(&args, global, out),
         Command::Score(args) => commands::score::run(&args, global, out),
         Command::Grade { reward, file } => commands::grade::run(reward, &file, out),
+        Command::Bench(args) => commands::bench::run(&args, global, out),
         Command::Doctor => commands::doctor::run(out),
     }
 }

@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments and a page that calls the library.
 
+pub mod bench;
 pub mod doctor;
 pub mod eval;
 pub mod export;

@@ -98,9 +98,15 @@ impl Batch {
     }
 
     /// Hidden states `[targets, h]` that predict the targets.
-    fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
+    pub(crate) fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
         let rows = Tensor::new(&self.rows[..], hidden.device())?;
         Ok(hidden.index_select(&rows, 0)?)
+    }
+
+    /// The transpose of [`Self::gather`]: dL/dhidden `[T, h]` from that of the gathered rows.
+    pub(crate) fn scatter(&self, dgathered: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+        let rows = Tensor::new(&self.rows[..], dgathered.device())?;
+        Ok(hidden.zeros_like()?.index_add(&rows, dgathered, 0)?)
     }
 }
 
@@ -158,8 +164,7 @@ impl Decoder {
                 Ok(())
             },
         )?;
-        let rows = Tensor::new(&batch.rows[..], dgathered.device())?;
-        let dhidden = tape.hidden.zeros_like()?.index_add(&rows, &dgathered, 0)?;
+        let dhidden = batch.scatter(&dgathered, &tape.hidden)?;
         self.backward(adapter, tape, &dhidden, &batch.row_sequences, gradients)?;
         Ok(scores)
     }

@@ -508,7 +508,11 @@ mod tests {
             prompt: [&shots[..], own].concat(),
             n: 2,
         };
-        let requests = [request(1, &[3, 4, 5]), request(2, &[3, 9]), request(3, &[3])];
+        let requests = [
+            request(1, &[3, 4, 5]),
+            request(2, &[3, 9]),
+            request(3, &[3]),
+        ];
         assert_eq!(common_prefix(&requests), 35);
         assert_eq!(common_prefix(&requests[..1]), 0);
         let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
