@@ -31,6 +31,7 @@ pub use gradients::{Gradients, LinearGrads, SHARED_ROW};
 pub use modules::{ModuleId, ModuleKind};
 pub use projection::projection;
 pub use spec::{AdapterKind, AdapterSpec, Sigma, StoredDtype, Tie};
+pub(crate) use svd::symmetric_eigen;
 pub use svd::{SVD_VERSION, Svd, SvdCache, SvdKey, decompose_all, truncated_svd, user_cache_dir};
 pub use tying::Tying;
 

@@ -29,7 +29,7 @@ pub use grpo::{
     GrpoConfig, ImportanceSamplingLevel, ImportanceSamplingMode, LossType, ScaleRewards,
 };
 pub use model::{DeviceSpec, ModelSection, WeightDtype};
-pub use optim::{LrSchedulerType, OptimConfig};
+pub use optim::{LrSchedulerType, OptimConfig, OptimizerKind};
 pub use reward::RewardConfig;
 pub use rollout::RolloutConfig;
 pub use sft::SftConfig;
@@ -104,9 +104,29 @@ impl Config {
             || format!("must be one number for each of the {funcs} reward.funcs"),
         )?;
         match self.method {
-            Method::Grpo => self.grpo.validate(),
-            Method::Sft => self.sft.validate(),
+            Method::Grpo => self.grpo.validate()?,
+            Method::Sft => self.sft.validate()?,
         }
+        if self.optim.kind == OptimizerKind::Natural {
+            self.check_natural()?;
+        }
+        Ok(())
+    }
+
+    /// The natural gradient is that of samples at the policy that drew them.
+    fn check_natural(&self) -> Result<()> {
+        let reason = match () {
+            () if self.method == Method::Sft => "method = \"sft\"",
+            () if self.grpo.updates_per_step() > 1 => {
+                "several updates on one generation batch (grpo.steps_per_generation, \
+                 grpo.num_iterations)"
+            }
+            () if self.grpo.beta != 0.0 => "a KL term (grpo.beta)",
+            () => return Ok(()),
+        };
+        Err(Error::config(format!(
+            "optim.type: \"natural\" does not go with {reason}; use \"adamw\""
+        )))
     }
 
     /// The resolved configuration as a file. It reads back to an equal [`Config`].

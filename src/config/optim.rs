@@ -1,4 +1,4 @@
-//! `[optim]`: AdamW, gradient clipping and the learning-rate schedule, under transformers' names.
+//! `[optim]`: AdamW or the natural gradient, gradient clipping and the learning-rate schedule, under transformers' names.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,10 +17,23 @@ pub enum LrSchedulerType {
     Cosine,
 }
 
+/// How a gradient becomes a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    Adamw,
+    /// Exact natural gradient of few parameters, steps of a given divergence.
+    Natural,
+}
+
 /// The `[optim]` section; defaults are those of TRL's GRPO trainer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
+    /// `adamw`, or `natural`: the exact natural gradient of up to 1024 parameters, which needs no
+    /// learning rate (with more parameters it is `adamw`).
+    #[serde(rename = "type")]
+    pub kind: OptimizerKind,
     /// Largest learning rate of the schedule.
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
@@ -39,11 +52,19 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Largest Euclidean norm of the gradient; larger ones are scaled down to it. 0 = no limit.
     pub max_grad_norm: f64,
+    /// `natural`: divergence of the policy that a step may make, nats per completion. The schedule
+    /// scales the step's length.
+    pub kl_per_step: f64,
+    /// `natural`: damping of the Fisher matrix, relative to its diagonal.
+    pub damping: f64,
+    /// `natural`: decay of the running means of the Fisher matrix and the gradient.
+    pub momentum: f64,
 }
 
 impl Default for OptimConfig {
     fn default() -> Self {
         Self {
+            kind: OptimizerKind::Adamw,
             learning_rate: 1e-6,
             lr_scheduler_type: LrSchedulerType::Linear,
             warmup_steps: 0.0,
@@ -53,6 +74,9 @@ impl Default for OptimConfig {
             adam_epsilon: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            kl_per_step: 0.05,
+            damping: 0.1,
+            momentum: 0.5,
         }
     }
 }
@@ -75,6 +99,7 @@ impl OptimConfig {
             ("optim.weight_decay", self.weight_decay),
             ("optim.max_grad_norm", self.max_grad_norm),
             ("optim.warmup_steps", self.warmup_steps),
+            ("optim.damping", self.damping),
         ] {
             check(value.is_finite() && value >= 0.0, key, value, || {
                 "must be 0 or more".into()
@@ -90,12 +115,18 @@ impl OptimConfig {
             ("optim.adam_beta1", self.adam_beta1),
             ("optim.adam_beta2", self.adam_beta2),
             ("optim.warmup_ratio", self.warmup_ratio),
+            ("optim.momentum", self.momentum),
         ] {
             check((0.0..1.0).contains(&value), key, value, || {
                 "must be in [0, 1)".into()
             })?;
         }
-        Ok(())
+        check(
+            self.kl_per_step > 0.0 && self.kl_per_step <= 10.0,
+            "optim.kl_per_step",
+            self.kl_per_step,
+            || "must be above 0 and at most 10".into(),
+        )
     }
 
     /// Updates of warm-up in a run of `total` updates.

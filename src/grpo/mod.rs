@@ -4,6 +4,7 @@ pub mod advantages;
 pub mod importance;
 pub mod loss;
 pub mod metrics;
+mod natural;
 mod rollouts;
 mod trainer;
 

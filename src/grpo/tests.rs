@@ -8,7 +8,9 @@ use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, to
 use super::*;
 use crate::Result;
 use crate::adapter::Adapter;
-use crate::config::{GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig};
+use crate::config::{
+    GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind,
+};
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
 use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
@@ -39,6 +41,7 @@ struct World {
     tokenizer: Tokenizer,
     problems: Vec<PromptedProblem>,
     config: GrpoConfig,
+    optim: OptimConfig,
 }
 
 impl World {
@@ -59,7 +62,17 @@ impl World {
             tokenizer,
             problems: problems(),
             config,
+            optim: OptimConfig {
+                learning_rate: 0.01,
+                ..OptimConfig::default()
+            },
         }
+    }
+
+    /// With the natural gradient.
+    fn natural(mut self) -> Self {
+        self.optim.kind = OptimizerKind::Natural;
+        self
     }
 
     fn trainer(&self) -> GrpoTrainer<'_> {
@@ -73,12 +86,8 @@ impl World {
             eos: vec![0],
             seed: 1,
         };
-        let optim = OptimConfig {
-            learning_rate: 0.01,
-            ..OptimConfig::default()
-        };
         let adapter = fixtures::adapter(&self.decoder);
-        GrpoTrainer::new(&self.config, &optim, &self.decoder, adapter, sampler, 10)
+        GrpoTrainer::new(&self.config, &self.optim, &self.decoder, adapter, sampler, 10)
     }
 
     /// Parameters and outputs after `steps` steps.
@@ -382,4 +391,81 @@ fn dynamic_sampling_replaces_groups_without_spread() {
     let after = output.metrics.get("frac_reward_zero_std").expect("a share");
     assert!(after < before, "{after} {before}");
     assert!(trainer.state().position > 4);
+}
+
+#[test]
+fn the_natural_gradient_adds_up_to_the_gradient_and_keeps_its_divergence() {
+    let plain = World::new(cpu(), config()).train(1).1;
+    assert_learns(&plain);
+    let world = World::new(cpu(), config()).natural();
+    let (v, outputs) = world.train(3);
+    assert_ne!(v, trainer_start(&world));
+    let get = |step: usize, name: &str| outputs[step].metrics.get(name).expect("a value");
+    // The scores of the completions, weighed, against the gradient with shared prompts.
+    let (sum, shared) = (
+        get(0, "grad_norm"),
+        plain[0].metrics.get("grad_norm").expect("a norm"),
+    );
+    assert!((sum - shared).abs() < 1e-5 * shared, "{sum} {shared}");
+    for step in 0..3 {
+        let (kl, scale) = (get(step, "natural/kl"), get(step, "natural/step_scale"));
+        assert!((0.0..=2.0 * world.optim.kl_per_step).contains(&kl), "{kl}");
+        assert!(get(step, "natural/improvement") >= 0.0);
+        assert!(scale == 0.0 || kl > 0.0, "{kl} at {scale}");
+    }
+}
+
+#[test]
+fn scores_of_completions_are_those_of_finite_differences() {
+    let world = World::new(cpu(), config()).natural();
+    let mut adapter = fixtures::adapter(&world.decoder);
+    let (prompt, completion) = ([3u32, 4, 5], [7u32, 2, 9, 1]);
+    let mut gradients = adapter.gradients_per_sequence(2).expect("small");
+    let mut batch = Batch::default();
+    batch.push_sequence(&[1, 2], &[8, 8]).expect("valid");
+    batch.push_sequence(&prompt, &completion).expect("valid");
+    world
+        .decoder
+        .accumulate_gradients(
+            &adapter,
+            &batch,
+            1.0,
+            crate::model::Keep::Activations,
+            crate::model::Coefficients::Known(vec![1.0; 6]),
+            &mut gradients,
+        )
+        .expect("gradients");
+    let score = gradients.rows().expect("rows").nth(1).expect("two").to_vec();
+    let start = adapter.parameters().to_vec();
+    let step = 2f32.powi(-7);
+    let mut logp_at = |i: usize, shift: f32| {
+        let mut moved = start.clone();
+        moved[i] += shift;
+        adapter.set_parameters(&moved).expect("finite");
+        let mut batch = Batch::default();
+        batch.push_sequence(&prompt, &completion).expect("valid");
+        let scores = world.decoder.score(Some(&adapter), &batch, 1.0);
+        scores.expect("scores").logprobs.iter().sum::<f64>()
+    };
+    let norm = score.iter().map(|x| x * x).sum::<f64>().sqrt();
+    for (i, got) in score.iter().enumerate() {
+        let slope = (logp_at(i, step) - logp_at(i, -step)) / (2.0 * f64::from(step));
+        assert!((got - slope).abs() < 1e-2 * norm, "{i}: {got} {slope}");
+    }
+}
+
+#[test]
+fn a_restored_natural_gradient_goes_on_to_the_same_bits() {
+    let world = World::new(cpu(), config()).natural();
+    let (expected, _) = world.train(4);
+    let mut first = world.trainer();
+    for _ in 0..2 {
+        first.step(&mut |_, _| {}).expect("a step");
+    }
+    let mut second = world.trainer();
+    second.restore(&first.state()).expect("restored");
+    for _ in 0..2 {
+        second.step(&mut |_, _| {}).expect("a step");
+    }
+    assert_eq!(second.adapter().parameters(), expected);
 }

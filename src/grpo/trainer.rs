@@ -9,6 +9,7 @@ use super::loss::{
     token_weights,
 };
 use super::metrics::{self, SamplerDifference};
+use super::natural::NaturalUpdate;
 use super::rollouts::{Group, Rollouts, Sampler};
 use crate::Result;
 use crate::adapter::{Adapter, Gradients};
@@ -23,11 +24,11 @@ use crate::run::{StepMetrics, TrainState, signals};
 
 /// Trains an adapter with GRPO, one generation batch a step.
 pub struct GrpoTrainer<'a> {
-    config: &'a GrpoConfig,
-    loss: LossParams,
-    decoder: &'a Decoder,
+    pub(super) config: &'a GrpoConfig,
+    pub(super) loss: LossParams,
+    pub(super) decoder: &'a Decoder,
     sampler: Sampler<'a>,
-    learner: Learner,
+    pub(super) learner: Learner,
     step: u64,
     position: u64,
     num_tokens: u64,
@@ -35,31 +36,32 @@ pub struct GrpoTrainer<'a> {
 
 /// A completion in an update.
 #[derive(Debug, Clone)]
-struct Item {
-    group: usize,
-    sample: usize,
-    advantage: f64,
+pub(super) struct Item {
+    pub(super) group: usize,
+    pub(super) sample: usize,
+    pub(super) advantage: f64,
     /// Tokens that take part in the loss: all, or none of a truncated one when those are masked.
-    active: usize,
+    pub(super) active: usize,
     /// Share of each of its tokens in the loss of the update.
-    weight: f64,
+    pub(super) weight: f64,
     /// Log-probabilities the sampler gave.
-    sampled: Vec<f64>,
+    pub(super) sampled: Vec<f64>,
     /// The trainer's own at that time, where the sampler's are not the same.
-    old: Option<Vec<f64>>,
+    pub(super) old: Option<Vec<f64>>,
     reference: Option<Vec<f64>>,
 }
 
 /// What the updates of a step add up.
 #[derive(Default)]
-struct Sums {
+pub(super) struct Sums {
     loss: f64,
-    entropy: f64,
-    tokens: usize,
+    pub(super) entropy: f64,
+    pub(super) tokens: usize,
     stats: LossStats,
     difference: SamplerDifference,
     ratios: Vec<f64>,
-    updates: Vec<Update>,
+    pub(super) updates: Vec<Update>,
+    pub(super) natural: Option<NaturalUpdate>,
 }
 
 impl<'a> GrpoTrainer<'a> {
@@ -97,6 +99,9 @@ impl<'a> GrpoTrainer<'a> {
         on_part: &mut dyn FnMut(usize, usize),
     ) -> Result<Sums> {
         let mut items = self.items(rollouts);
+        if self.learner.is_natural() {
+            return self.learn_natural(rollouts, items, on_part);
+        }
         let parts = self.config.updates_per_step();
         let exact = self.sampler.engine.exact();
         // The first update is at the policy that sampled: it needs no log-probabilities of then.
@@ -230,7 +235,7 @@ impl<'a> GrpoTrainer<'a> {
 
     /// The items that are `members`, as indices, cut into passes: whole groups, up to
     /// `micro_batch_tokens` rows; a group that is larger by itself is cut.
-    fn micro_batches(
+    pub(super) fn micro_batches(
         &self,
         rollouts: &Rollouts,
         items: &[Item],
@@ -333,7 +338,7 @@ impl<'a> GrpoTrainer<'a> {
     }
 
     /// Completions packed with the prompts of their groups, each prompt once.
-    fn pack(&self, rollouts: &Rollouts, items: &[&Item]) -> Result<Batch> {
+    pub(super) fn pack(&self, rollouts: &Rollouts, items: &[&Item]) -> Result<Batch> {
         let mut batch = Batch::default();
         for own in items.chunk_by(|a, b| a.group == b.group) {
             let group = &rollouts.groups[own[0].group];
@@ -346,7 +351,8 @@ impl<'a> GrpoTrainer<'a> {
         Ok(batch)
     }
 
-    fn prompt(&self, rollouts: &Rollouts, group: usize) -> &[u32] {
+    /// The prompt of a group.
+    pub(super) fn prompt(&self, rollouts: &Rollouts, group: usize) -> &[u32] {
         let problem = rollouts.groups[group].problem;
         &self.sampler.problems[problem].prompt.tokens
     }
@@ -376,17 +382,17 @@ impl<'a> GrpoTrainer<'a> {
 }
 
 /// Where the policy of an update stands towards the one that sampled.
-struct Policy {
+pub(super) struct Policy {
     /// There was an update since.
-    moved: bool,
+    pub(super) moved: bool,
     /// For a sampler whose log-probabilities are not those of the trainer.
-    correction: Option<SamplerCorrection>,
+    pub(super) correction: Option<SamplerCorrection>,
 }
 
 impl Sums {
     /// Adds all completions of a pass with these log-probabilities, and gives dL/dlogp of every
     /// token.
-    fn add(
+    pub(super) fn add(
         &mut self,
         params: &LossParams,
         policy: &Policy,
@@ -430,8 +436,11 @@ impl Sums {
         metrics.set("loss", self.loss / updates);
         let grad_norm = self.updates.iter().map(|u| u.grad_norm).sum::<f64>() / updates;
         metrics.set("grad_norm", grad_norm);
-        if let Some(last) = self.updates.last() {
-            metrics.set("learning_rate", last.learning_rate);
+        if let Some(rate) = self.updates.last().and_then(|u| u.learning_rate) {
+            metrics.set("learning_rate", rate);
+        }
+        if let Some(natural) = &self.natural {
+            natural.write(metrics);
         }
         if self.tokens > 0 {
             metrics.set("entropy", self.entropy / self.tokens as f64);

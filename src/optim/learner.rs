@@ -1,6 +1,6 @@
 //! An adapter and the optimizer that trains it.
 
-use super::{Optimizer, Update};
+use super::{Direction, Optimizer, Update};
 use crate::Result;
 use crate::adapter::{Adapter, Gradients};
 use crate::config::OptimConfig;
@@ -40,6 +40,26 @@ impl Learner {
             .update(&mut parameters, &mut gradients.sum())?;
         self.adapter.set_parameters(&parameters)?;
         Ok(update)
+    }
+
+    /// See [`Optimizer::is_natural`].
+    pub fn is_natural(&self) -> bool {
+        self.optimizer.is_natural()
+    }
+
+    /// See [`Optimizer::kl_per_step`].
+    pub fn kl_per_step(&self) -> f64 {
+        self.optimizer.kl_per_step()
+    }
+
+    /// See [`Optimizer::propose`]; the parameters stay where they are.
+    pub fn propose(&mut self, scores: &[f64], coefficients: &[f64]) -> Result<Direction> {
+        self.optimizer.propose(scores, coefficients)
+    }
+
+    /// Puts the adapter somewhere else.
+    pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
+        self.adapter.set_parameters(parameters)
     }
 
     /// Writes parameters and optimizer into `state`.

@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod clip;
 mod learner;
+pub mod natural;
 pub mod schedule;
 
 use std::ops::Range;
@@ -11,20 +12,27 @@ use serde::{Deserialize, Serialize};
 
 pub use adamw::AdamW;
 pub use learner::Learner;
+pub use natural::{Direction, Natural, NaturalParams};
 pub use schedule::Schedule;
 
-use crate::config::OptimConfig;
+use crate::config::{OptimConfig, OptimizerKind};
 use crate::{Error, Result};
 
-/// AdamW on one flat vector of parameters, with its schedule.
+/// A rule on one flat vector of parameters, with its schedule.
 ///
 /// The same gradients give the same bits, whatever the number of threads.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
-    adamw: AdamW,
+    rule: Rule,
     schedule: Schedule,
     max_grad_norm: f64,
     updates: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Rule {
+    AdamW(AdamW),
+    Natural(Natural),
 }
 
 /// Everything an [`Optimizer`] needs to go on where it stopped, besides its configuration.
@@ -34,7 +42,7 @@ pub struct OptimizerState {
     pub updates: u64,
     /// Running mean of the gradient, per parameter.
     pub first_moment: Vec<f32>,
-    /// Running mean of the squared gradient, per parameter.
+    /// Running mean of the squared gradient, per parameter; of F and the noise under `natural`.
     pub second_moment: Vec<f32>,
 }
 
@@ -43,14 +51,23 @@ pub struct OptimizerState {
 pub struct Update {
     /// Euclidean norm of the gradient before clipping.
     pub grad_norm: f64,
-    pub learning_rate: f64,
+    /// Absent under the natural gradient, which has none.
+    pub learning_rate: Option<f64>,
 }
 
 impl Optimizer {
     /// For `num_parameters` values, in a run of `total_updates` updates.
     pub fn new(config: &OptimConfig, num_parameters: usize, total_updates: u64) -> Self {
+        let rule = match config.kind {
+            OptimizerKind::Natural if num_parameters <= natural::MAX_PARAMETERS => {
+                Rule::Natural(Natural::new(NaturalParams::from(config), num_parameters))
+            }
+            OptimizerKind::Adamw | OptimizerKind::Natural => {
+                Rule::AdamW(AdamW::new(config, num_parameters))
+            }
+        };
         Self {
-            adamw: AdamW::new(config, num_parameters),
+            rule,
             schedule: Schedule::new(config, total_updates),
             max_grad_norm: config.max_grad_norm,
             updates: 0,
@@ -59,7 +76,9 @@ impl Optimizer {
 
     /// Leaves weight decay out for these parameters (biases and norms).
     pub fn without_decay(mut self, ranges: Vec<Range<usize>>) -> Self {
-        self.adamw = self.adamw.without_decay(ranges);
+        if let Rule::AdamW(adamw) = self.rule {
+            self.rule = Rule::AdamW(adamw.without_decay(ranges));
+        }
         self
     }
 
@@ -67,7 +86,13 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::Diverged`] when the gradient is not finite; nothing is changed then.
+    /// [`Error::Internal`] under the rule that takes scores.
     pub fn update(&mut self, parameters: &mut [f32], gradient: &mut [f64]) -> Result<Update> {
+        let Rule::AdamW(adamw) = &mut self.rule else {
+            return Err(Error::Internal(
+                "the natural gradient needs every completion's scores".into(),
+            ));
+        };
         let grad_norm = clip::clip_grad_norm(gradient, self.max_grad_norm);
         if !grad_norm.is_finite() {
             return Err(Error::Diverged(format!(
@@ -77,16 +102,49 @@ impl Optimizer {
         }
         let learning_rate = self.schedule.rate(self.updates);
         self.updates += 1;
-        self.adamw
-            .step(parameters, gradient, learning_rate, self.updates);
+        adamw.step(parameters, gradient, learning_rate, self.updates);
         Ok(Update {
             grad_norm,
-            learning_rate,
+            learning_rate: Some(learning_rate),
         })
     }
 
+    /// Whether it takes the scores of every completion ([`Self::propose`]), not their sum.
+    pub fn is_natural(&self) -> bool {
+        matches!(self.rule, Rule::Natural(_))
+    }
+
+    /// The natural-gradient step of the next update, its length following the schedule.
+    ///
+    /// # Errors
+    /// As [`Natural::propose`]; [`Error::Internal`] under AdamW.
+    pub fn propose(&mut self, scores: &[f64], coefficients: &[f64]) -> Result<Direction> {
+        let factor = self.schedule.factor(self.updates);
+        let Rule::Natural(natural) = &mut self.rule else {
+            return Err(Error::Internal("AdamW takes the sum of gradients".into()));
+        };
+        let direction = natural.propose(scores, coefficients, self.updates + 1, factor)?;
+        self.updates += 1;
+        Ok(direction)
+    }
+
+    /// Divergence of a full step of the natural gradient; 0 under AdamW.
+    pub fn kl_per_step(&self) -> f64 {
+        match &self.rule {
+            Rule::Natural(natural) => natural.params().kl_per_step,
+            Rule::AdamW(_) => 0.0,
+        }
+    }
+
+    fn moments(&self) -> (&[f32], &[f32]) {
+        match &self.rule {
+            Rule::AdamW(adamw) => adamw.moments(),
+            Rule::Natural(natural) => natural.means(),
+        }
+    }
+
     pub fn state(&self) -> OptimizerState {
-        let (first_moment, second_moment) = self.adamw.moments();
+        let (first_moment, second_moment) = self.moments();
         OptimizerState {
             updates: self.updates,
             first_moment: first_moment.to_vec(),
@@ -99,15 +157,23 @@ impl Optimizer {
     /// # Errors
     /// [`Error::Data`] when it belongs to another number of parameters.
     pub fn restore(&mut self, state: OptimizerState) -> Result<()> {
-        let expected = self.adamw.moments().0.len();
+        let (first, second) = self.moments();
+        let expected = [first.len(), second.len()];
         let found = [state.first_moment.len(), state.second_moment.len()];
-        if found != [expected; 2] {
+        if found != expected {
             return Err(Error::data(format!(
-                "the saved optimizer state has {found:?} values where the adapter has {expected} parameters"
+                "the saved optimizer state has {found:?} values where the adapter needs {expected:?}"
             )));
         }
-        self.adamw
-            .set_moments(state.first_moment, state.second_moment);
+        let OptimizerState {
+            first_moment,
+            second_moment,
+            ..
+        } = state;
+        match &mut self.rule {
+            Rule::AdamW(adamw) => adamw.set_moments(first_moment, second_moment),
+            Rule::Natural(natural) => natural.set_means(first_moment, second_moment),
+        }
         self.updates = state.updates;
         Ok(())
     }

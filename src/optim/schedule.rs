@@ -29,7 +29,8 @@ impl Schedule {
         self.peak * self.factor(done)
     }
 
-    fn factor(&self, done: u64) -> f64 {
+    /// [`Self::rate`] as a share of the largest.
+    pub fn factor(&self, done: u64) -> f64 {
         if self.kind == LrSchedulerType::Constant {
             return 1.0;
         }

@@ -125,12 +125,14 @@ impl Trainer for SftTrainer<'_> {
             ("loss", loss / targets as f64),
             ("entropy", entropy / targets as f64),
             ("grad_norm", update.grad_norm),
-            ("learning_rate", update.learning_rate),
             ("num_tokens", self.num_tokens as f64),
             ("epoch", self.order.epochs(self.position)),
             ("step_time", started.elapsed().as_secs_f64()),
         ] {
             metrics.set(name, value);
+        }
+        if let Some(rate) = update.learning_rate {
+            metrics.set("learning_rate", rate);
         }
         Ok(StepOutput {
             metrics,

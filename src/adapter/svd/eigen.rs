@@ -6,7 +6,7 @@
 ///
 /// Returns the eigenvalues in descending order and the eigenvectors as the rows of an `n`×`n`
 /// matrix in the same order. Always terminates; with NaN in `a` the result holds NaN.
-pub(super) fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
+pub(crate) fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     debug_assert_eq!(a.len(), n * n);
     let (mut diagonal, mut off, mut vectors) = tridiagonalize(&mut a, n);
     diagonalize(&mut diagonal, &mut off, &mut vectors, n);

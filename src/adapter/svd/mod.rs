@@ -12,6 +12,7 @@ mod krylov;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+pub(crate) use eigen::symmetric_eigen;
 pub use cache::{SvdCache, SvdKey, user_cache_dir};
 
 use super::modules::ModuleId;
