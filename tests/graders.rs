@@ -205,6 +205,10 @@ fn equiv_against_math_verify_and_qwen() {
              accepts {wrongly_accepted} of the wrong answers that none may",
             grader.name()
         );
+        if grader == Grader::EquivWide {
+            // Reading what the two do not is its purpose.
+            apart.clear();
+        }
         let mut apart: Vec<_> = apart.into_iter().collect();
         apart.sort_by_key(|(_, (refused, accepted))| std::cmp::Reverse(refused + accepted));
         for (kind, (refused, accepted)) in apart {

@@ -213,7 +213,10 @@ fn text_and_choices() {
         (r"\text{Evelyn}", "evelyn"),
         (r"\{x \mid x \geq 0\}", r"\left\{x\mid x\ge 0\right\}"),
         (r"\{x \mid x \geq 0\}", r"(\{x \mid x \geq 0\})"),
-        ("tip: 20/11, length: 9/11", "x=tip: 20/11, x=length: 9/11"),
+        (
+            "shade: 3 of 8, sun: 5 of 8",
+            "y=shade: 3 of 8, y=sun: 5 of 8",
+        ),
         (
             "concave up on (0, \\infty)",
             r"concave up on \left(0,\infty\right)",
