@@ -203,6 +203,48 @@ fn parquet_that_cannot_be_used_is_refused_with_its_name() {
 }
 
 #[test]
+fn text_that_is_not_utf8_or_holds_nul_bytes_is_refused_by_line_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = "{\"problem\": \"p\", \"answer\": \"1\"}";
+    for (name, bad, cause) in [
+        (
+            "utf8.jsonl",
+            &b"{\"problem\": \"\xff\", \"answer\": \"1\"}"[..],
+            "not valid UTF-8",
+        ),
+        (
+            "nul.jsonl",
+            b"{\"problem\": \"p\0\", \"answer\": \"1\"}",
+            "not valid JSON",
+        ),
+        ("zeros.jsonl", &[0; 4096], "not valid JSON"),
+    ] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, [good.as_bytes(), b"\n", bad, b"\n"].concat()).unwrap();
+        let config = |on_bad_row| DataConfig {
+            train: path.display().to_string(),
+            on_bad_row,
+            ..DataConfig::default()
+        };
+        let start = std::time::Instant::now();
+        let error = data::load(&config(OnBadRow::Error), true).unwrap_err();
+        assert!(
+            start.elapsed().as_millis() < 50,
+            "{name}: {:?}",
+            start.elapsed()
+        );
+        let message = error.to_string();
+        assert_eq!(error.exit_code(), 3);
+        assert!(
+            message.contains(name) && message.contains("line 2") && message.contains(cause),
+            "{message}"
+        );
+        let dataset = data::load(&config(OnBadRow::Skip), true).unwrap();
+        assert_eq!((dataset.problems.len(), dataset.report.bad), (1, 1));
+    }
+}
+
+#[test]
 fn a_file_of_times_is_not_text() {
     let config = DataConfig {
         train: fixtures().join("times.parquet").display().to_string(),

@@ -158,3 +158,59 @@ proptest! {
         prop_assert_eq!(equal, [true, a == c, false, false], "{}", gold);
     }
 }
+
+/// The quickest of a few runs, so that a busy machine does not decide.
+fn quickest(work: impl Fn()) -> Duration {
+    let time = |_| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    (0..5).map(time).min().unwrap_or_default()
+}
+
+#[test]
+fn hostile_answers_are_graded_within_50_ms() {
+    const MEGABYTE: usize = 1 << 20;
+    let nested = |open: &str, close: &str| open.repeat(10_000) + "1" + &close.repeat(10_000);
+    let filled = |part: &str| part.repeat(MEGABYTE / part.len());
+    let answers = [
+        ("a megabyte of digits", filled("7")),
+        ("a megabyte of numbers", filled("12, ")),
+        ("a megabyte of words", filled("the answer is ")),
+        ("a megabyte of boxes", filled(r"\boxed{1} ")),
+        ("a megabyte of open boxes", filled(r"\boxed{")),
+        ("a megabyte of marks", filled("#### 1\n")),
+        ("a megabyte of formulas", filled("$x^2$ ")),
+        ("a megabyte of backslashes", filled("\\")),
+        ("10,000 nested braces", nested("{", "}")),
+        ("10,000 nested brackets", nested("(", ")")),
+        ("10,000 nested fractions", nested(r"\frac{1}{", "}")),
+        ("10,000 nested boxes", nested(r"\boxed{", "}")),
+        ("10,000 open braces", "{".repeat(10_000)),
+        ("NUL bytes", "\0".repeat(10_000)),
+        ("a NUL byte in a number", "1\0002".to_owned()),
+        ("a replacement character", "\u{fffd}1".to_owned()),
+    ];
+    for (what, answer) in &answers {
+        let boxed = format!("so it is \\boxed{{{answer}}}");
+        for grader in Grader::ALL {
+            let time = quickest(|| {
+                for completion in [answer, &boxed] {
+                    assert!(!grader.grade("5", completion).correct, "{what}");
+                }
+            });
+            assert!(
+                time.as_millis() < 2 * 50,
+                "{}, {what}: {time:?}",
+                grader.name()
+            );
+            let time = quickest(|| assert!(!grader.equal("5", answer), "{what}"));
+            assert!(time.as_millis() < 50, "{}, {what}: {time:?}", grader.name());
+            let time = quickest(|| {
+                grader.equal(answer, &boxed);
+            });
+            assert!(time.as_millis() < 50, "{}, {what}: {time:?}", grader.name());
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! No pair of texts makes a grader panic, hang or contradict itself.
 //!
-//! `cargo +nightly fuzz run graders -- -dict=graders.dict -max_len=4096`
+//! `scripts/fuzz.sh` on a stable toolchain, or `cargo +nightly fuzz run graders -- -dict=graders.dict`.
 
 #![no_main]
 

@@ -67,6 +67,31 @@ pub(super) fn brace(tokens: Vec<Token>) -> Vec<Token> {
     writer.finish()
 }
 
+/// The tokens with the letter e in place of a decimal exponent, `3e-6` as `3·e - 6`; `None` if there
+/// is no exponent.
+pub(super) fn with_letter_e(tokens: &[Token]) -> Option<Vec<Token>> {
+    let has_exponent = |token: &Token| matches!(token, Token::Number(text) if text.contains('e'));
+    if !tokens.iter().any(has_exponent) {
+        return None;
+    }
+    let mut out = Vec::with_capacity(tokens.len() + 4);
+    for token in tokens {
+        match token {
+            Token::Number(text) if text.contains('e') => {
+                let (mantissa, exponent) = text.split_once('e')?;
+                out.extend([Token::Number(mantissa.to_owned()), Token::Letter('e')]);
+                let digits = exponent.trim_start_matches(['+', '-']);
+                if digits.len() < exponent.len() {
+                    out.extend(exponent.chars().next().map(Token::Op));
+                }
+                out.push(Token::Number(digits.to_owned()));
+            }
+            other => out.push(other.clone()),
+        }
+    }
+    Some(out)
+}
+
 /// Number of tokens of a degree sign after `^`: `\circ`, `°` or either in braces.
 fn degree_length(rest: &VecDeque<Token>) -> Option<usize> {
     let is_degree = |at: usize| match rest.get(at) {

@@ -13,7 +13,14 @@ pub(super) fn of_tokens(tokens: &[Token]) -> String {
                     out.push(',');
                 }
             }
-            Token::Number(text) | Token::Word(text) => out.push_str(text),
+            Token::Number(text) => {
+                // `3 4` is not 34.
+                if out.ends_with(|c: char| c.is_ascii_digit()) {
+                    out.push('·');
+                }
+                out.push_str(text);
+            }
+            Token::Word(text) => out.push_str(text),
             Token::Text(text) => {
                 out.extend(text.chars().filter(|c| !c.is_whitespace() && *c != '~'))
             }
@@ -62,13 +69,52 @@ pub(super) fn plain(text: &str) -> String {
 /// The text of an answer that is no mathematics, without the name it is given to, braces around it,
 /// percent signs and case.
 pub(super) fn prose(text: &str) -> String {
-    let mut chars = text.chars();
-    let named =
-        matches!((chars.next(), chars.next()), (Some(name), Some('=')) if name.is_alphabetic());
-    let text = if named { chars.as_str() } else { text };
+    let name = text.split_once('=').map(|(name, _)| name);
+    // The name may be given to each item anew: `x = 1, x = 2`.
+    let text = match name.filter(|name| name.chars().count() == 1) {
+        Some(name) if name.starts_with(char::is_alphabetic) => {
+            let value = |item| match str::split_once(item, '=') {
+                Some((named, value)) if named == name => value,
+                _ => item,
+            };
+            text.split(',').map(value).collect::<Vec<_>>().join(",")
+        }
+        _ => text.to_owned(),
+    };
     let text = text
         .strip_prefix('⦃')
         .and_then(|text| text.strip_suffix('⦄'))
-        .unwrap_or(text);
+        .unwrap_or(&text);
     plain(&text.replace('%', ""))
+}
+
+/// Whether the answer is a set of all that has a property, such as `\{x \mid x > 0\}`.
+pub(super) fn is_set_builder(tokens: &[Token]) -> bool {
+    matches!(tokens, [Token::Op('⦃'), inner @ .., Token::Op('⦄')] if inner.contains(&Token::Op('|')))
+}
+
+/// An answer as it is written, without spaces and the sizes of brackets.
+pub(super) fn written(text: &str) -> String {
+    let mut text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    for (long, short) in [
+        (r"\left", ""),
+        (r"\right", ""),
+        (r"\!", ""),
+        (r"\,", ""),
+        (r"\;", ""),
+        (r"\quad", ""),
+        (r"\geq", r"\ge"),
+        (r"\leq", r"\le"),
+        (r"\neq", r"\ne"),
+        ("$", ""),
+    ] {
+        text = text.replace(long, short);
+    }
+    match text
+        .strip_prefix(r"(\{")
+        .and_then(|text| text.strip_suffix(r"\})"))
+    {
+        Some(inner) => format!(r"\{{{inner}\}}"),
+        None => text,
+    }
 }

@@ -9,7 +9,7 @@ use num_traits::{Signed, ToPrimitive};
 use super::dd::Dd;
 use super::node::{Constant, Node, Relation};
 use super::numeric::{POINTS, Point};
-use super::{Fuel, exact};
+use super::{Fuel, Notation, exact};
 use relations::value_of;
 
 /// A decimal of at least this many places is read as a rounded value.
@@ -24,11 +24,12 @@ struct Item<'n> {
 
 pub(super) struct Comparer<'f> {
     fuel: &'f Fuel,
+    notation: Notation,
 }
 
 impl<'f> Comparer<'f> {
-    pub(super) fn new(fuel: &'f Fuel) -> Self {
-        Self { fuel }
+    pub(super) fn new(fuel: &'f Fuel, notation: Notation) -> Self {
+        Self { fuel, notation }
     }
 
     /// Whether two whole answers are equal.
@@ -113,7 +114,8 @@ impl<'f> Comparer<'f> {
             (Node::Relation(x), _) => match value_of(x, self.fuel) {
                 Some(value) if a.node.any(&is_plus_minus) => pair(value, b.node),
                 Some(value) => self.answers(value, b.node),
-                None => self.interval(x, b.node),
+                // A bare `(1, 2)` may as well be a point.
+                None => self.notation == Notation::Wide && self.interval(x, b.node),
             },
             (_, Node::Relation(_)) => self.item(b, a),
             (

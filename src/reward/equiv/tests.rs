@@ -31,6 +31,8 @@ fn numbers() {
         ("-0.75", r"-\tfrac{3}{4}"),
         ("042", "+42.00"),
         ("1.5e3", r"1.5 \times 10^{3}"),
+        ("3e6", "18e"),
+        ("1e-8", "e-8"),
         ("7/3", r"2\frac{1}{3}"),
         ("0.1\\overline{6}", "1/6"),
         ("2/3", "0.666667"),
@@ -43,6 +45,8 @@ fn numbers() {
         ("17", "17.00001"),
         ("17", "-17"),
         ("10000", "10001"),
+        ("3e6", "3e7"),
+        ("some 5 30 N-m", "some 530 N-m"),
         ("1/3", "0.3333"),
         ("2/3", "0.666668"),
         ("0.05", "5"),
@@ -132,9 +136,7 @@ fn equations_and_inequalities() {
         ("x<1", "-x>-1"),
         (r"-2\le x\le 7", r"7\ge x\ge-2"),
         (r"x\in[2,5)", "[2,5)"),
-        ("2<x<5", "(2,5)"),
-        ("x>3", r"(3,\infty)"),
-        (r"x<-1 \text{ or } x \geq 2", r"(-\infty,-1)\cup[2,\infty)"),
+        (r"x\in[2,5)", r"2\le x<5"),
     ]);
     different(&[
         ("x=5", "z=5"),
@@ -209,7 +211,12 @@ fn text_and_choices() {
         ("B.", r"\mathrm{(B)}"),
         (r"\text{no solution}", "No solution."),
         (r"\text{Evelyn}", "evelyn"),
-        (r"\{x \mid x \geq 0\}", r"\{x\mid x>=0\}"),
+        (r"\{x \mid x \geq 0\}", r"\left\{x\mid x\ge 0\right\}"),
+        (r"\{x \mid x \geq 0\}", r"(\{x \mid x \geq 0\})"),
+        (
+            "shade: 3 of 8, sun: 5 of 8",
+            "y=shade: 3 of 8, y=sun: 5 of 8",
+        ),
         (
             "concave up on (0, \\infty)",
             r"concave up on \left(0,\infty\right)",
@@ -240,6 +247,16 @@ fn wide_notation_reads_more() {
         ("7/2", "3 1/2"),
         ("[2,12)", r"\big[2,12\big)"),
         (r"\frac{1}{2}x", "1/2 x"),
+        // An interval without a name could be a point.
+        ("2<x<5", "(2,5)"),
+        ("x>3", r"(3,\infty)"),
+        (r"x<-1 \text{ or } x \geq 2", r"(-\infty,-1)\cup[2,\infty)"),
+        // The set of all x with a property is text to the others.
+        (r"\{x \mid x < 0\}", r"\{x \mid x \lt 0\}"),
+        (
+            r"They do not commute at all.",
+            r"\mathrm{They do not commute at all.}",
+        ),
     ];
     check(Notation::Wide, true, &pairs);
     check(Notation::Standard, false, &pairs);
