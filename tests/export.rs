@@ -168,6 +168,7 @@ fn targets_of_the_wrong_kind_are_refused() {
     std::fs::write(place.path("full/file"), "something").unwrap();
     for (format, out, reason) in [
         ("tinylora", "full", "is a directory"),
+        ("gguf-lora", "full", "adapter.gguf"),
         ("lora", "full/file", "is a file"),
         ("merged", "full", "is not empty"),
         ("onnx", "x", "onnx"),
@@ -181,5 +182,108 @@ fn targets_of_the_wrong_kind_are_refused() {
     place.run(
         &["export", "--out", "x", "--adapter", "nowhere.safetensors"],
         3,
+    );
+}
+
+/// Log-probabilities of two completions under the newest run's model.
+fn scores(place: &Place, adapter: &str) -> Vec<f64> {
+    let rows = [("Tom has 3", " apples and 4"), ("Lea", " counts to 10.")];
+    let line = |(p, c): &(&str, &str)| format!("{{\"prompt\":\"{p}\",\"completion\":\"{c}\"}}\n");
+    let rows: String = rows.iter().map(line).collect();
+    std::fs::write(place.path("rows.jsonl"), rows).unwrap();
+    let (out, _) = place.run(&["score", "--adapter", adapter, "rows.jsonl", "--quiet"], 0);
+    let rows = out
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    rows.flat_map(|row| row["logprobs"].as_array().unwrap().clone())
+        .map(|x| x.as_f64().unwrap())
+        .collect()
+}
+
+#[test]
+fn every_form_of_an_adapter_is_taken_where_an_adapter_is() {
+    let place = Place(tempfile::tempdir().unwrap());
+    std::fs::write(place.path("small.toml"), CONFIG).unwrap();
+    let (_, stderr) = place.run(&["train", "--config", "small.toml"], 0);
+    let text = stderr
+        .lines()
+        .find_map(|line| line.strip_prefix("as text, for --adapter: "));
+    let text = text.expect(&stderr).trim();
+    assert!(text.starts_with("tinylora1:") && text.len() < 120, "{text}");
+    for (format, out) in [
+        ("tinylora", "own.safetensors"),
+        ("lora", "lora"),
+        ("peft", "peft"),
+        ("gguf-lora", "adapter.gguf"),
+    ] {
+        place.run(
+            &[
+                "export",
+                "--adapter",
+                text,
+                "--format",
+                format,
+                "--out",
+                out,
+            ],
+            0,
+        );
+    }
+    let own = std::fs::read(place.path("own.safetensors")).unwrap();
+    let run = std::fs::read_dir(place.path("runs"))
+        .unwrap()
+        .next()
+        .unwrap();
+    let run = run.unwrap().path();
+    assert_eq!(own, std::fs::read(run.join("adapter.safetensors")).unwrap());
+    assert!(
+        std::fs::read(place.path("adapter.gguf"))
+            .unwrap()
+            .starts_with(b"GGUF")
+    );
+
+    let expected = scores(&place, "own.safetensors");
+    assert_eq!(scores(&place, text), expected);
+    assert_eq!(scores(&place, run.to_str().unwrap()), expected);
+    for directory in ["lora", "peft"] {
+        let found = scores(&place, directory);
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-4, "{directory}: {a} {b}");
+        }
+    }
+    // What PEFT made becomes a file of one's own.
+    place.run(
+        &["export", "--adapter", "peft", "--out", "kept.safetensors"],
+        0,
+    );
+    assert_eq!(scores(&place, "kept.safetensors"), scores(&place, "peft"));
+
+    let damaged = text.replacen("tinylora1:g", "tinylora1:h", 1);
+    let (_, stderr) = place.run(&["score", "--adapter", &damaged, "rows.jsonl"], 3);
+    assert!(stderr.contains("damaged"), "{stderr}");
+    place.run(&["export", "--format", "merged", "--out", "merged"], 0);
+    let other = [
+        "score",
+        "--model",
+        "merged",
+        "--adapter",
+        text,
+        "rows.jsonl",
+    ];
+    let (_, stderr) = place.run(&other, 3);
+    assert!(stderr.contains("was trained on"), "{stderr}");
+    let nothing = [
+        "score",
+        "--model",
+        "merged",
+        "--adapter",
+        "cache",
+        "rows.jsonl",
+    ];
+    let (_, stderr) = place.run(&nothing, 3);
+    assert!(
+        stderr.contains("neither a run nor a PEFT adapter"),
+        "{stderr}"
     );
 }

@@ -28,7 +28,7 @@ const KEY: &str = "tinylora";
 /// Bytes of the base model's name that are kept: it only serves messages.
 const NAME_BYTES: usize = 200;
 /// More blocks than any model has: keeps what is computed from a hostile file small.
-const MAX_LAYERS: usize = 4096;
+pub(super) const MAX_LAYERS: usize = 4096;
 
 /// The metadata of a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub struct SavedAdapter {
     pub base: BaseModel,
     /// Where it was read, for messages.
     origin: String,
+    /// The base's hash is known by its first digits only.
+    short_hash: bool,
     /// Name, shape and numbers, in the order of the file.
     tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
 }
@@ -145,7 +147,10 @@ impl SavedAdapter {
             .as_ref()
             .and_then(|map| map.get(KEY))
             .ok_or_else(|| {
-                format!("its metadata has no key \"{KEY}\", so this program did not write it")
+                format!(
+                    "its metadata has no key \"{KEY}\", so this program did not write it (of a \
+                     PEFT adapter, name the directory)"
+                )
             })?;
         let Description {
             spec, base_model, ..
@@ -178,6 +183,7 @@ impl SavedAdapter {
             },
             spec,
             origin: origin.to_owned(),
+            short_hash: false,
             tensors,
         };
         saved.check_cores()?;
@@ -207,11 +213,30 @@ impl SavedAdapter {
         }
     }
 
+    /// What an adapter's text holds: one tensor, and a base known by the start of its hash.
+    pub(super) fn of_text(
+        spec: AdapterSpec,
+        base: BaseModel,
+        origin: String,
+        tensor: (String, Vec<usize>, Vec<f32>),
+    ) -> Self {
+        Self {
+            spec,
+            base,
+            origin,
+            short_hash: true,
+            tensors: vec![tensor],
+        }
+    }
+
     pub fn num_parameters(&self) -> usize {
-        self.tensors
-            .iter()
-            .map(|(_, _, numbers)| numbers.len())
-            .sum()
+        self.numbers().count()
+    }
+
+    /// The numbers of all tensors in the order of [`Adapter::parameters`].
+    pub(super) fn numbers(&self) -> impl Iterator<Item = f32> {
+        let tensors = self.tensors.iter();
+        tensors.flat_map(|(_, _, numbers)| numbers.iter().copied())
     }
 
     /// The adapter on its base model. `cache` and `progress` are as in [`Adapter::new`].
@@ -225,7 +250,11 @@ impl SavedAdapter {
         cache: &SvdCache,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Adapter> {
-        if base.hash != self.base.hash {
+        let same = match self.short_hash {
+            true => base.hash.starts_with(&self.base.hash),
+            false => base.hash == self.base.hash,
+        };
+        if !same {
             return Err(Error::data(format!(
                 "adapter {} was trained on {} (weights {}), not on {} (weights {}): its numbers \
                  mean nothing there",
@@ -249,12 +278,7 @@ impl SavedAdapter {
                 adapter.base().name
             )));
         }
-        let numbers: Vec<f32> = self
-            .tensors
-            .iter()
-            .flat_map(|(_, _, numbers)| numbers)
-            .copied()
-            .collect();
+        let numbers: Vec<f32> = self.numbers().collect();
         adapter.set_parameters(&numbers)?;
         Ok(adapter)
     }
@@ -298,7 +322,7 @@ fn safetensors_dtype(dtype: StoredDtype) -> Dtype {
 }
 
 /// Little-endian numbers; `data` is a whole number of them, as safetensors has checked.
-fn widen(data: &[u8], dtype: StoredDtype) -> Vec<f32> {
+pub(super) fn widen(data: &[u8], dtype: StoredDtype) -> Vec<f32> {
     let pairs = || data.as_chunks::<2>().0.iter();
     match dtype {
         StoredDtype::F32 => data

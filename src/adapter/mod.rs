@@ -14,12 +14,16 @@ mod gradients;
 mod lora;
 mod lora_xs;
 mod modules;
+mod peft;
 mod projection;
+mod source;
 mod spec;
 mod svd;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tinylora;
+mod torch_normal;
 mod tying;
 
 use std::sync::Arc;
@@ -29,8 +33,10 @@ use candle_core::{DType, Device, Tensor};
 pub use file::SavedAdapter;
 pub use gradients::{Gradients, LinearGrads, SHARED_ROW};
 pub use modules::{ModuleId, ModuleKind};
+pub use peft::PeftAdapter;
 pub use projection::projection;
-pub use spec::{AdapterKind, AdapterSpec, Sigma, StoredDtype, Tie};
+pub use source::AdapterSource;
+pub use spec::{AdapterKind, AdapterSpec, Projection, Sigma, StoredDtype, Tie};
 pub(crate) use svd::symmetric_eigen;
 pub use svd::{SVD_VERSION, Svd, SvdCache, SvdKey, decompose_all, truncated_svd, user_cache_dir};
 pub use tying::Tying;

@@ -1,13 +1,17 @@
 //! The fixed random matrices P of TinyLoRA.
 //!
-//! Law: entry `n` of module `index`, in row-major order of `[u, r, r]`, is
+//! Law `philox`: entry `n` of module `index`, in row-major order of `[u, r, r]`, is
 //! `projection_std` × the n-th standard normal of the Philox stream
 //! (`seed = projection_seed`, `domain = 1`, `index = module index in the model`), rounded to f32.
 //! The module index counts all seven maps of every block, adapted or not, so that a module keeps
 //! its P when `target_modules` changes.
+//!
+//! Law `peft`: what PEFT (0.20 and later) draws, `torch.normal(0, 1/√r, (u, r, r))` on a CPU
+//! generator seeded with `projection_seed` + the module's number among the adapted ones.
 
 use super::modules::ModuleId;
-use super::spec::AdapterSpec;
+use super::spec::{AdapterSpec, Projection};
+use super::torch_normal::torch_normals;
 use crate::ops::random::Stream;
 
 /// Keeps P apart from other users of the same seed.
@@ -15,15 +19,34 @@ const DOMAIN: u32 = 1;
 
 /// P of one module: `u · r · r` numbers, row-major `[u, r, r]`.
 pub fn projection(spec: &AdapterSpec, id: ModuleId) -> Vec<f32> {
-    let stream = Stream {
-        seed: spec.projection_seed,
-        domain: DOMAIN,
-        index: id.index() as u32,
-    };
-    let draws = stream.normals(spec.u * spec.r * spec.r);
-    draws
+    match spec.projection {
+        Projection::Philox => {
+            let stream = Stream {
+                seed: spec.projection_seed,
+                domain: DOMAIN,
+                index: id.index() as u32,
+            };
+            let draws = stream.normals(spec.u * spec.r * spec.r);
+            draws
+                .into_iter()
+                .map(|z| (spec.projection_std * z) as f32)
+                .collect()
+        }
+        Projection::Peft => {
+            let targets = &spec.target_modules;
+            let before = targets.iter().filter(|&&kind| kind < id.kind).count();
+            let number = id.layer * targets.len() + before;
+            peft_projection(spec.projection_seed, number, spec.u, spec.r)
+        }
+    }
+}
+
+/// PEFT's P of the module with this number among the adapted ones, row-major `[u, r, r]`.
+pub(super) fn peft_projection(seed: u64, number: usize, u: usize, r: usize) -> Vec<f32> {
+    let std = 1.0 / (r as f64).sqrt();
+    torch_normals(seed.wrapping_add(number as u64), u * r * r)
         .into_iter()
-        .map(|z| (spec.projection_std * z) as f32)
+        .map(|z| (std * z) as f32)
         .collect()
 }
 

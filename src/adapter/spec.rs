@@ -43,6 +43,19 @@ pub enum Tie {
     Structured,
     /// One group for the whole model.
     All,
+    /// PEFT's rule: as many groups as `weight_tying` leaves, the last one longer.
+    Peft,
+}
+
+/// Where the fixed random matrices P come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Projection {
+    /// Counter-based normal numbers of standard deviation `projection_std`.
+    #[default]
+    Philox,
+    /// PEFT's: torch's generator seeded with `projection_seed` + the module's number, N(0, 1/r).
+    Peft,
 }
 
 /// On which side of R the singular values stand.
@@ -100,8 +113,15 @@ pub struct AdapterSpec {
     pub n_tie: usize,
     /// How modules share their numbers.
     pub tie: Tie,
+    /// Share of the numbers that tying saves, 0 (every module its own) to 1 (one group), as in PEFT
+    /// (`tie` = peft).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub weight_tying: f64,
     /// On which side of R the singular values stand (PEFT: `split`).
     pub sigma: Sigma,
+    /// Where P comes from: `philox`, or `peft` as PEFT draws it (entries N(0, 1/r)).
+    #[serde(skip_serializing_if = "is_philox")]
+    pub projection: Projection,
     /// Key of everything random in the adapter: P of `tinylora`, the start of `lora` and `lora-xs`.
     pub projection_seed: u64,
     /// Standard deviation of P's entries. The paper states none: 1 is the author's public code,
@@ -128,7 +148,9 @@ impl Default for AdapterSpec {
             u: 1,
             n_tie: 16,
             tie: Tie::Tiled,
+            weight_tying: 0.0,
             sigma: Sigma::Output,
+            projection: Projection::Philox,
             projection_seed: 42,
             projection_std: 1.0,
             scaling: 1.0,
@@ -138,6 +160,15 @@ impl Default for AdapterSpec {
             target_modules: ModuleKind::ALL.to_vec(),
         }
     }
+}
+
+/// Files of adapters that do not use a setting stay readable by programs that do not know it.
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+fn is_philox(projection: &Projection) -> bool {
+    *projection == Projection::Philox
 }
 
 /// Larger ranks and groups than any model can use: keeps sizes computed from hostile files small.
@@ -186,6 +217,12 @@ impl AdapterSpec {
             "a number other than 0",
         )?;
         number(
+            "weight_tying",
+            self.weight_tying,
+            (0.0..=1.0).contains(&self.weight_tying),
+            "between 0 and 1",
+        )?;
+        number(
             "init_std",
             self.init_std,
             self.init_std >= 0.0,
@@ -227,6 +264,20 @@ impl AdapterSpec {
                 "lora_alpha",
                 "use scaling, which multiplies the whole update",
             );
+        }
+        if self.weight_tying != 0.0 && (kind, self.tie) != (AdapterKind::TinyLora, Tie::Peft) {
+            return ignored("weight_tying", "it belongs to tinylora with tie = \"peft\"");
+        }
+        if self.projection == Projection::Peft {
+            if kind != AdapterKind::TinyLora {
+                return ignored("projection", "it belongs to tinylora");
+            }
+            if self.projection_std != 1.0 {
+                return ignored(
+                    "projection_std",
+                    "with projection = \"peft\" it is 1/√r, leave it out",
+                );
+            }
         }
         if self.init_std != 0.0 && kind != AdapterKind::LoraXs {
             return ignored("init_std", "it belongs to lora-xs");
@@ -289,6 +340,10 @@ mod tests {
             ("type = \"lora\"\nlora_alpha = 0.0", "lora_alpha"),
             ("target_modules = []", "target_modules"),
             ("target_modules = [\"q_proj\", \"q_proj\"]", "q_proj twice"),
+            ("tie = \"peft\"\nweight_tying = 1.5", "weight_tying"),
+            ("weight_tying = 0.5", "no effect"),
+            ("projection = \"peft\"\nprojection_std = 2.0", "1/√r"),
+            ("type = \"lora\"\nprojection = \"peft\"", "no effect"),
             ("lora_alpha = 32.0", "no effect"),
             ("init_std = 1.0", "no effect"),
             ("type = \"lora\"\nscaling = 2.0", "no effect"),

@@ -17,7 +17,7 @@ impl Tying {
     /// Groups of the spec's target modules in a model of `num_layers` blocks.
     ///
     /// With N adapted modules: `tiled` has ceil(N / n_tie) groups, `structured`
-    /// kinds · ceil(num_layers / n_tie), `all` one.
+    /// kinds · ceil(num_layers / n_tie), `all` one, `peft` max(1, round(N · (1 − weight_tying))).
     pub fn new(spec: &AdapterSpec, num_layers: usize) -> Self {
         let targets = spec.targets();
         let modules: Vec<ModuleId> = ModuleId::all(num_layers)
@@ -26,10 +26,12 @@ impl Tying {
         let runs = num_layers.div_ceil(spec.n_tie);
         let position =
             |kind: ModuleKind| targets.iter().position(|&t| t == kind).unwrap_or_default();
+        let by_weight_tying = peft_groups(modules.len(), spec.weight_tying);
         let group = |i: usize, id: ModuleId| match spec.tie {
             Tie::Tiled => i / spec.n_tie,
             Tie::Structured => position(id.kind) * runs + id.layer / spec.n_tie,
             Tie::All => 0,
+            Tie::Peft => by_weight_tying[i],
         };
         let groups: Vec<usize> = modules
             .iter()
@@ -43,6 +45,15 @@ impl Tying {
             num_groups,
         }
     }
+}
+
+/// PEFT's group of each of `n` modules: equal runs, of which the last takes what is left over.
+pub(super) fn peft_groups(n: usize, weight_tying: f64) -> Vec<usize> {
+    // Python rounds halves to even.
+    let groups = (n as f64 * (1.0 - weight_tying)).round_ties_even() as usize;
+    let groups = groups.clamp(1, n.max(1));
+    let size = (n / groups).max(1);
+    (0..n).map(|i| (i / size).min(groups - 1)).collect()
 }
 
 #[cfg(test)]
@@ -95,6 +106,27 @@ mod tests {
             assert_eq!(group, id.kind.index() * 2 + id.layer / 2);
         }
         assert_eq!(structured.num_groups, 14);
+    }
+
+    #[test]
+    fn pefts_groups() {
+        assert_eq!(peft_groups(4, 0.0), [0, 1, 2, 3]);
+        assert_eq!(peft_groups(4, 1.0), [0; 4]);
+        assert_eq!(
+            peft_groups(7, 0.6),
+            [0, 0, 1, 1, 2, 2, 2],
+            "round(2.8) groups"
+        );
+        assert_eq!(peft_groups(5, 0.5), [0, 0, 1, 1, 1], "2.5 rounds to even");
+        assert!(peft_groups(0, 0.5).is_empty());
+        let spec = AdapterSpec {
+            tie: Tie::Peft,
+            weight_tying: 0.9,
+            ..Default::default()
+        };
+        let tying = Tying::new(&spec, 3);
+        assert_eq!(tying.num_groups, 2);
+        assert_eq!(tying.groups[9..], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
     }
 
     #[test]

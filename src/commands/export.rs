@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::open::{ModelArgs, Opened};
-use crate::adapter::SavedAdapter;
+use crate::adapter::{AdapterSource, SavedAdapter};
 use crate::cli::GlobalArgs;
 use crate::config::WeightDtype;
 use crate::model::Dtype;
@@ -19,7 +19,7 @@ use crate::{Error, Result, export};
 pub struct ExportArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Where to write: a file for tinylora, a directory for the others
+    /// Where to write: a file for tinylora and gguf-lora, a directory for the others
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// What to write
@@ -36,6 +36,8 @@ enum Format {
     Peft,
     /// PEFT's LoRA directory, which multiplies out to the same update: for vLLM, SGLang, PEFT, …
     Lora,
+    /// llama.cpp's LoRA file (GGUF), the same update once more
+    GgufLora,
     /// A Hugging Face model with the update added to its weights (in --dtype)
     Merged,
 }
@@ -45,8 +47,8 @@ pub fn run(args: &ExportArgs, global: &GlobalArgs, out: &mut dyn Write) -> Resul
     let progress = Progress::new(global.quiet);
     check_target(args)?;
     match args.format {
-        Format::Tinylora => write_file(args, progress)?,
-        Format::Peft | Format::Lora | Format::Merged => write_directory(args, global, progress)?,
+        Format::Tinylora => write_own(args, global, progress)?,
+        _ => write_foreign(args, global, progress)?,
     }
     writeln!(out, "{}", args.out.display())
         .map_err(|e| Error::data(format!("cannot write to stdout: {e}")))
@@ -56,9 +58,11 @@ pub fn run(args: &ExportArgs, global: &GlobalArgs, out: &mut dyn Write) -> Resul
 fn check_target(args: &ExportArgs) -> Result<()> {
     let out = &args.out;
     let wrong = |what: &str| Err(Error::config(format!("--out {}: {what}", out.display())));
-    if args.format == Format::Tinylora {
+    if let Some(example) = args.format.file() {
         if out.is_dir() {
-            return wrong("is a directory, give the name of a file such as adapter.safetensors");
+            return wrong(&format!(
+                "is a directory, give the name of a file such as {example}"
+            ));
         }
     } else if out.exists() && !out.is_dir() {
         return wrong("is a file, this format needs a directory");
@@ -74,13 +78,30 @@ fn is_occupied(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// The adapter's own file needs no model: what was read and found whole is written again.
-fn write_file(args: &ExportArgs, progress: Progress) -> Result<()> {
+impl Format {
+    /// The usual name of the file, for formats that are one.
+    fn file(self) -> Option<&'static str> {
+        match self {
+            Self::Tinylora => Some("adapter.safetensors"),
+            Self::GgufLora => Some("adapter.gguf"),
+            Self::Peft | Self::Lora | Self::Merged => None,
+        }
+    }
+}
+
+/// The adapter's own file. One that is such a file already needs no model: what was read and found
+/// whole is written again.
+fn write_own(args: &ExportArgs, global: &GlobalArgs, progress: Progress) -> Result<()> {
     let name = match &args.model.adapter {
         Some(file) if !Path::new(file).is_dir() => file.clone(),
         _ => args.model.names(progress)?.adapter.ok_or_else(no_adapter)?,
     };
-    let bytes = fs::read(Path::new(&name))?;
+    let bytes = if AdapterSource::is_text(&name) || Path::new(&name).is_dir() {
+        let adapter = args.model.open(global)?.adapter.ok_or_else(no_adapter)?;
+        adapter.to_bytes()?
+    } else {
+        fs::read(Path::new(&name))?
+    };
     let saved = SavedAdapter::from_bytes(&bytes, &name)?;
     fs::write_atomic(&args.out, &bytes)?;
     let count = saved.num_parameters();
@@ -89,10 +110,14 @@ fn write_file(args: &ExportArgs, progress: Progress) -> Result<()> {
         plan::bytes(count * saved.spec.dtype.size()),
         saved.base.name
     ));
+    if let Some(text) = saved.short_text() {
+        progress.line(&format!("as text, for --adapter: {text}"));
+    }
     Ok(())
 }
 
-fn write_directory(args: &ExportArgs, global: &GlobalArgs, progress: Progress) -> Result<()> {
+/// The formats of other programs, which need the model.
+fn write_foreign(args: &ExportArgs, global: &GlobalArgs, progress: Progress) -> Result<()> {
     // --dtype is the target's: the base is read as it is, so that numbers are rounded once.
     let target = global.dtype.unwrap_or_default().to_dtype();
     let as_stored = GlobalArgs {
@@ -111,7 +136,8 @@ fn write_directory(args: &ExportArgs, global: &GlobalArgs, progress: Progress) -
         ));
         if report.relative_loss > 0.0 {
             progress.line(&format!(
-                "rounding to {} lost {:.1} % of the update; --format lora keeps all of it",
+                "rounding to {} lost {:.1} % of the update (relative norm of what it changed); \
+                 --format lora keeps all of it",
                 dtype.torch_name(),
                 100.0 * report.relative_loss
             ));
@@ -121,6 +147,7 @@ fn write_directory(args: &ExportArgs, global: &GlobalArgs, progress: Progress) -
     let adapter = adapter.ok_or_else(no_adapter)?;
     match args.format {
         Format::Peft => export::write_peft(&adapter, &args.out),
+        Format::GgufLora => export::write_gguf_lora(&adapter, &model.decoder.config, &args.out),
         _ => export::write_lora(&adapter, &args.out),
     }
 }

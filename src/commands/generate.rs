@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::Args;
 
 use super::open::{ModelArgs, Opened};
+use super::side_by_side;
 use crate::adapter::Adapter;
 use crate::cli::GlobalArgs;
 use crate::model::{ChatMessage, Model, TextStream};
@@ -214,7 +215,7 @@ fn shown(completion: &Completion) -> String {
     }
 }
 
-/// Base and adapter in two columns, with the same draws.
+/// Base and adapter beside each other, with the same draws.
 fn compare(
     opened: &Opened,
     request: &Request,
@@ -223,14 +224,13 @@ fn compare(
 ) -> Result<()> {
     let run = |adapter| sample(&opened.model, adapter, request, params, &mut |_, _, _| {});
     let (base, adapted) = (run(None)?, run(opened.adapter.as_ref())?);
-    let terminal = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
-    let width = (terminal.unwrap_or(100usize).max(40) - 3) / 2;
+    let width = side_by_side::terminal_width();
     for (index, (base, adapted)) in base.iter().zip(&adapted).enumerate() {
         let number = match request.n {
             1 => String::new(),
             n => format!(" [{}/{n}]", index + 1),
         };
-        let text = side_by_side(
+        let text = side_by_side::render(
             (&format!("base{number}"), &shown(base)),
             (&format!("adapter{number}"), &shown(adapted)),
             width,
@@ -238,76 +238,4 @@ fn compare(
         write!(out, "{text}").map_err(stdout_error)?;
     }
     Ok(())
-}
-
-/// Two titled texts in columns of `width` characters.
-fn side_by_side(left: (&str, &str), right: (&str, &str), width: usize) -> String {
-    let column = |(title, text): (&str, &str)| {
-        let mut lines = vec![title.to_string(), "─".repeat(width)];
-        lines.extend(text.lines().flat_map(|line| wrap(line, width)));
-        lines
-    };
-    let (left, right) = (column(left), column(right));
-    let mut text = String::new();
-    for index in 0..left.len().max(right.len()) {
-        let cell = |lines: &[String]| lines.get(index).cloned().unwrap_or_default();
-        let (l, r) = (cell(&left), cell(&right));
-        let pad = " ".repeat(width.saturating_sub(l.chars().count()));
-        text.push_str(format!("{l}{pad} │ {r}").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// Breaks a line at spaces so that no part is longer than `width` characters; a longer word is cut.
-fn wrap(line: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    let mut used = 0;
-    for word in line.split(' ') {
-        let mut word: Vec<char> = word.chars().collect();
-        let space = usize::from(used > 0);
-        if used > 0 && used + space + word.len() > width {
-            lines.push(String::new());
-            used = 0;
-        }
-        while word.len() > width {
-            let rest = word.split_off(width);
-            if let Some(last) = lines.last_mut() {
-                last.extend(word);
-            }
-            lines.push(String::new());
-            word = rest;
-        }
-        if let Some(last) = lines.last_mut() {
-            if used > 0 {
-                last.push(' ');
-                used += 1;
-            }
-            used += word.len();
-            last.extend(word);
-        }
-    }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_wrap_at_spaces_and_long_words_are_cut() {
-        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
-        assert_eq!(wrap("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
-        assert_eq!(wrap("", 4), [""]);
-        assert_eq!(wrap("größer als", 6), ["größer", "als"]);
-    }
-
-    #[test]
-    fn columns_stay_columns() {
-        let text = side_by_side(("base", "a\nb"), ("adapter", "c d e f"), 7);
-        assert_eq!(
-            text,
-            "base    │ adapter\n─────── │ ───────\na       │ c d e f\nb       │\n"
-        );
-    }
 }

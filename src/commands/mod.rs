@@ -8,4 +8,5 @@ pub mod generate;
 pub mod grade;
 pub mod open;
 pub mod score;
+mod side_by_side;
 pub mod train;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::adapter::{Adapter, ModuleKind, SavedAdapter, SvdCache};
+use crate::adapter::{Adapter, AdapterSource, ModuleKind, SvdCache};
 use crate::cli::GlobalArgs;
 use crate::config::{Config, ModelSection, WeightDtype};
 use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
@@ -95,11 +95,12 @@ impl ModelArgs {
         let progress = Progress::new(global.quiet);
         let names = self.names(progress)?;
         let section = names.config.as_ref().map(|c| (&c.model, c.train.seed));
+        // An adapter that cannot be read is refused before the model takes its time.
+        let adapter = names.adapter.as_deref().map(AdapterSource::open);
+        let adapter = adapter.transpose()?;
         let model = load_model(&names.model, section, global)?;
-        let adapter = names
-            .adapter
-            .as_deref()
-            .map(|name| load_adapter(name, &model, progress))
+        let adapter = adapter
+            .map(|adapter| put_on(&adapter, &model, progress))
             .transpose()?;
         Ok(Opened {
             model,
@@ -148,12 +149,11 @@ pub fn load_model(
     Model::load(source, &options)
 }
 
-fn load_adapter(name: &str, model: &Model, progress: Progress) -> Result<Adapter> {
-    let saved = SavedAdapter::load(Path::new(name))?;
+fn put_on(adapter: &AdapterSource, model: &Model, progress: Progress) -> Result<Adapter> {
     let total = model.decoder.config.num_hidden_layers * ModuleKind::ALL.len();
     let bar = progress.bar("decomposing weights", total as u64);
     let cache = SvdCache::user();
-    let adapter = saved.onto(model.base(), &model.decoder, &cache, &|done, _| {
+    let adapter = adapter.onto(model.base(), &model.decoder, &cache, &|done, _| {
         bar.set_position(done as u64);
     });
     bar.clear();

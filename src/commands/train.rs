@@ -172,6 +172,9 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         path.display(),
         plan::bytes(size)
     ));
+    if let Some(text) = trainer.adapter().short_text() {
+        progress.line(&format!("as text, for --adapter: {text}"));
+    }
     if args.json {
         print(out, &format!("{}\n", summary.to_json()))?;
     }

@@ -16,7 +16,7 @@ const SHARD_BYTES: usize = 5_000_000_000;
 /// What rounding to the target dtype did to the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MergeReport {
-    /// ‖(round(W + ΔW) − W) − ΔW‖ / ‖ΔW‖ over all adapted maps; 0 for kind `full`.
+    /// ‖round(W + ΔW) − round(W) − ΔW‖ / ‖ΔW‖ over all adapted maps; 0 for kind `full`.
     pub relative_loss: f64,
     pub bytes: usize,
 }
@@ -131,7 +131,8 @@ fn merged(
     }
     for (value, delta) in values.iter_mut().zip(delta) {
         let rounded = dtype.round(*value + delta);
-        loss.lost += (f64::from(rounded) - f64::from(*value) - f64::from(delta)).powi(2);
+        let moved = f64::from(rounded) - f64::from(dtype.round(*value));
+        loss.lost += (moved - f64::from(delta)).powi(2);
         loss.delta += f64::from(delta).powi(2);
         *value = rounded;
     }

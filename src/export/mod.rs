@@ -1,5 +1,6 @@
 //! Adapters and trained models in the formats that other programs read.
 
+mod gguf;
 mod lora;
 mod merged;
 mod peft;
@@ -7,6 +8,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use gguf::write_gguf_lora;
 pub use lora::write_lora;
 pub use merged::{MergeReport, write_merged};
 pub use peft::write_peft;

@@ -1,15 +1,16 @@
 //! PEFT's own TinyLoRA directory (peft ≥ 0.20).
 //!
 //! PEFT takes A, B, P and v from the file, whatever law they follow, so every placement of Σ and
-//! every P can be written. Its rule of tying cannot express a shorter last group: v is written once
-//! for every module (`weight_tying = 0`), with the values of its group.
+//! every P can be written. Only groups of its own rule (`tie` = peft) are groups there, too; others,
+//! such as a shorter last one, it cannot express: v is then written once for every module
+//! (`weight_tying = 0`), with the values of its group.
 
 use std::path::Path;
 
 use serde_json::json;
 
 use super::{Named, write_adapter_dir};
-use crate::adapter::{Adapter, AdapterKind, projection};
+use crate::adapter::{Adapter, AdapterKind, Tie, projection};
 use crate::{Error, Result};
 
 /// Writes a `tinylora` adapter as PEFT reads it. `scaling` is folded into B.
@@ -26,6 +27,7 @@ pub fn write_peft(adapter: &Adapter, dir: &Path) -> Result<()> {
     }
     let tying = adapter.tying();
     let values = adapter.rounded_parameters();
+    let shares = spec.tie == Tie::Peft;
     let mut tensors = Vec::new();
     for (index, (&id, &group)) in tying.modules.iter().zip(&tying.groups).enumerate() {
         let Some(low_rank) = adapter.low_rank(id) else {
@@ -40,8 +42,14 @@ pub fn write_peft(adapter: &Adapter, dir: &Path) -> Result<()> {
             shape: vec![spec.u, spec.r, spec.r],
             values: projection(spec, id),
         });
+        if shares && tying.groups[..index].contains(&group) {
+            continue;
+        }
         tensors.push(Named {
-            name: format!("base_model.tinylora_v.{index}"),
+            name: format!(
+                "base_model.tinylora_v.{}",
+                if shares { group } else { index }
+            ),
             shape: vec![spec.u],
             values: values[group * spec.u..][..spec.u].to_vec(),
         });
@@ -53,7 +61,7 @@ pub fn write_peft(adapter: &Adapter, dir: &Path) -> Result<()> {
         "base_model_name_or_path": adapter.base().name,
         "r": spec.r,
         "u": spec.u,
-        "weight_tying": 0.0,
+        "weight_tying": spec.weight_tying,
         "projection_seed": spec.projection_seed,
         "save_projection": true,
         "init_weights": true,

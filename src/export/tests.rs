@@ -1,12 +1,12 @@
 //! What is written, read back with the safetensors crate.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use safetensors::SafeTensors;
 
 use super::stream::Writer;
 use super::*;
-use crate::adapter::{Adapter, projection};
-use crate::model::{Decoder, Placement, tests as fixtures};
+use crate::adapter::{Adapter, AdapterSpec, BaseModel, Projection, SvdCache, Tie, projection};
+use crate::model::{Arch, Decoder, ModelConfig, Placement, tests as fixtures};
 
 fn adapter() -> (Decoder, Adapter) {
     let decoder = fixtures::decoder(Placement::cpu(DType::F32));
@@ -96,6 +96,111 @@ fn peft_files_hold_everything_the_update_is_made_of() {
         let bm: Vec<f32> = product(&b, &mixed, 2).iter().map(|&x| x as f32).collect();
         assert_close(&product(&bm, &a, 2), &expected);
     }
+}
+
+#[test]
+fn gguf_files_hold_the_update_in_the_rows_order_of_their_architecture() {
+    use candle_core::quantized::gguf_file::{Content, Value};
+
+    let (decoder, adapter) = adapter();
+    let dir = tempfile::tempdir().expect("a folder");
+    for arch in [Arch::Qwen2, Arch::Llama] {
+        let config = ModelConfig {
+            arch,
+            ..decoder.config.clone()
+        };
+        let path = dir.path().join("adapter.gguf");
+        write_gguf_lora(&adapter, &config, &path).expect("written");
+        let mut file = std::fs::File::open(&path).expect("a file");
+        let content = Content::read(&mut file).expect("GGUF");
+        let text = |key: &str| match &content.metadata[key] {
+            Value::String(text) => text.clone(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(text("general.type"), "adapter");
+        assert_eq!(text("adapter.type"), "lora");
+        assert_eq!(text("general.architecture"), arch.name());
+        let alpha = content.metadata["adapter.lora.alpha"]
+            .to_f32()
+            .expect("f32");
+        assert_eq!(alpha, 2.0);
+        assert_eq!(
+            content.tensor_infos.len(),
+            2 * adapter.tying().modules.len()
+        );
+        let names = [
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        ];
+        for (id, expected) in adapter.tying().modules.iter().zip(updates(&adapter)) {
+            let mut read = |part: &str| {
+                let name = format!("blk.{}.{}.weight.{part}", id.layer, names[id.kind.index()]);
+                let tensor = content.tensor(&mut file, &name, &Device::Cpu).expect(&name);
+                tensor.dequantize(&Device::Cpu).expect("f32")
+            };
+            let (a, b) = (read("lora_a"), read("lora_b"));
+            let columns = a.dim(1).expect("a matrix");
+            let delta = b.matmul(&a).and_then(|d| d.to_vec2::<f32>()).expect("b a");
+            let heads = match (arch, id.kind.index()) {
+                (Arch::Llama, 0) => Some(config.num_attention_heads),
+                (Arch::Llama, 1) => Some(config.num_key_value_heads),
+                _ => None,
+            };
+            // Rows j and j + head / 2 of a head are rows 2j and 2j + 1 there.
+            let place = |row: usize| match heads {
+                None => row,
+                Some(heads) => {
+                    let head = delta.len() / heads;
+                    let (start, j) = (row / head * head, row % head);
+                    start
+                        + if j < head / 2 {
+                            2 * j
+                        } else {
+                            2 * j - head + 1
+                        }
+                }
+            };
+            for (row, expected) in expected.chunks_exact(columns).enumerate() {
+                let row: Vec<f64> = delta[place(row)].iter().map(|&x| x.into()).collect();
+                assert_close(&row, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn peft_directories_share_v_where_pefts_groups_do() {
+    let (decoder, _) = adapter();
+    let spec = AdapterSpec {
+        tie: Tie::Peft,
+        weight_tying: 0.8,
+        projection: Projection::Peft,
+        ..AdapterSpec::default()
+    };
+    let base = BaseModel {
+        name: "test".into(),
+        hash: "test".into(),
+        num_layers: 2,
+    };
+    let cache = SvdCache::disabled();
+    let mut adapter = Adapter::new(&spec, base, &decoder, &cache, &|_, _| ()).expect("an adapter");
+    adapter.set_parameters(&[0.25, 0.5, 0.75]).expect("finite");
+    let dir = tempfile::tempdir().expect("a folder");
+    write_peft(&adapter, dir.path()).expect("written");
+    let bytes = std::fs::read(dir.path().join("adapter_model.safetensors")).expect("a file");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert_eq!(file.len(), 3 * 14 + 3);
+    assert_eq!(
+        values(&file, "base_model.tinylora_v.2"),
+        (vec![1], vec![0.75])
+    );
+    let config = std::fs::read_to_string(dir.path().join("adapter_config.json")).expect("a file");
+    assert!(config.contains("\"weight_tying\": 0.8"), "{config}");
 }
 
 #[test]
