@@ -8,4 +8,5 @@ pub mod generate;
 pub mod grade;
 pub mod open;
 pub mod score;
+pub mod sweep;
 pub mod train;

@@ -136,7 +136,8 @@ fn overrides(args: &TrainArgs, global: &GlobalArgs) -> Vec<String> {
     overrides
 }
 
-fn print(out: &mut dyn Write, text: &str) -> Result<()> {
+/// Writes to stdout.
+pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes())
         .map_err(|e| Error::data(format!("cannot write to stdout: {e}")))
 }

@@ -216,7 +216,10 @@ fn shared_name(set: &EvalSet, configuration: &Map<String, Value>) -> String {
     }
     for prompt in &set.prompts {
         hasher.update((prompt.tokens.len() as u64).to_le_bytes());
-        prompt.tokens.iter().for_each(|t| hasher.update(t.to_le_bytes()));
+        prompt
+            .tokens
+            .iter()
+            .for_each(|t| hasher.update(t.to_le_bytes()));
     }
     let digest = format!("{:x}", hasher.finalize());
     format!("{}-{}.jsonl", set.name, &digest[..16])

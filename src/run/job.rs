@@ -201,7 +201,8 @@ fn latest(
     Ok(found)
 }
 
-fn make_adapter(config: &Config, model: &Model, progress: Progress) -> Result<Adapter> {
+/// An untrained adapter as the configuration wants it.
+pub fn make_adapter(config: &Config, model: &Model, progress: Progress) -> Result<Adapter> {
     let total = model.decoder.config.num_hidden_layers * 7;
     let bar = progress.bar("decomposing weights", total as u64);
     let adapter = Adapter::new(
