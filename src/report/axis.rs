@@ -83,7 +83,7 @@ impl Share {
     pub fn around(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = span(values).unwrap_or((0.0, 1.0));
         let (low, high) = (low.max(0.0), high.min(1.0).max(low.max(0.0)));
-        let wanted = ((high - low) / 6.0).max(0.005);
+        let wanted = ((high - low) / 7.0).max(0.005);
         let steps = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2];
         let step = steps.into_iter().find(|s| *s >= wanted).unwrap_or(0.2);
         // A hair of slack, so that 0.3 is not above 3 × 0.1.

@@ -20,6 +20,8 @@ pub struct Chart {
     pub curves: Vec<Curve>,
     /// Horizontal lines.
     pub references: Vec<Reference>,
+    /// Under the legend; may be empty.
+    pub note: String,
 }
 
 /// One colour and marker.
@@ -62,7 +64,7 @@ const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(34, 34, 34);
 const GRID: RGBColor = RGBColor(226, 226, 226);
 const FRAME: RGBColor = RGBColor(150, 150, 150);
-const REFERENCE: [RGBColor; 2] = [RGBColor(110, 110, 110), RGBColor(40, 40, 40)];
+const FAINT: RGBColor = RGBColor(90, 90, 90);
 /// Okabe and Ito's palette, which colour-blind readers can tell apart.
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
@@ -154,6 +156,10 @@ impl Chart {
         paper.text(&self.x_label, under, 15.0, INK, HPos::Center, VPos::Center)?;
         paper.upward(&self.y_label, (22.0, (TOP + BOTTOM) / 2.0), 15.0, INK)?;
 
+        for (i, reference) in self.references.iter().enumerate() {
+            let (colour, dash) = reference_style(i);
+            paper.dashed(LEFT, RIGHT, y.place(reference.y), colour, dash)?;
+        }
         let mut legend = TOP + 12.0;
         for (i, curve) in self.curves.iter().enumerate() {
             let colour = COLOURS[i % COLOURS.len()];
@@ -177,15 +183,25 @@ impl Chart {
             legend = paper.legend(&curve.name, legend)?;
         }
         for (i, reference) in self.references.iter().enumerate() {
-            let colour = REFERENCE[i % REFERENCE.len()];
-            let dash = if i == 0 { (2.0, 4.0) } else { (8.0, 5.0) };
-            let height = y.place(reference.y);
-            paper.dashed(LEFT, RIGHT, height, colour, dash)?;
+            let (colour, dash) = reference_style(i);
             paper.dashed(RIGHT + 20.0, RIGHT + 48.0, legend, colour, dash)?;
             let name = format!("{} {:.1} %", reference.name, 100.0 * reference.y);
             legend = paper.legend(&name, legend)?;
         }
+        for line in wrapped(&self.note, 28) {
+            let at = (RIGHT + 20.0, legend);
+            paper.text(&line, at, 12.0, FAINT, HPos::Left, VPos::Center)?;
+            legend += 16.0;
+        }
         Ok(())
+    }
+}
+
+/// Dots for the first, dashes for the others.
+fn reference_style(index: usize) -> (RGBColor, (f64, f64)) {
+    match index {
+        0 => (FAINT, (2.0, 4.0)),
+        _ => (INK, (8.0, 5.0)),
     }
 }
 
@@ -257,6 +273,12 @@ impl<B: DrawingBackend> Paper<B> {
     ) -> Drawn<B> {
         let style = (FONT, size * self.scale).into_font().color(&colour);
         let style = style.pos(Pos::new(h, v));
+        // The box that is centred has room for accents above and less below.
+        let lower = match v {
+            VPos::Center => 0.13 * size,
+            _ => 0.0,
+        };
+        let at = (at.0, at.1 + lower);
         self.area
             .draw(&Text::new(text.to_owned(), self.pixel(at), style))
     }
@@ -362,6 +384,7 @@ mod tests {
                 name: "untrained".to_owned(),
                 y: 0.28,
             }],
+            note: String::new(),
         }
     }
 

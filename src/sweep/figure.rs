@@ -65,6 +65,10 @@ pub fn chart(summary: &Summary, metric: usize, title: &str) -> Option<Chart> {
             }
         })
         .collect();
+    let note = match summary.cells.iter().any(|c| c.seeds > 1) {
+        true => "bars: standard error of the mean over seeds".to_owned(),
+        false => String::new(),
+    };
     let how = match metric {
         0 => "",
         _ => ", sampled at temperature 1",
@@ -76,5 +80,6 @@ pub fn chart(summary: &Summary, metric: usize, title: &str) -> Option<Chart> {
         y_label: format!("accuracy on {} ({metric}{how})", summary.data),
         curves,
         references,
+        note,
     })
 }

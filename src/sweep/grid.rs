@@ -23,13 +23,15 @@ pub struct Point {
     pub config: Config,
 }
 
-/// Keys that are the grid's own business.
-const GRID_KEYS: &[&str] = &[
-    "method",
-    "train.method",
-    "optim.learning_rate",
-    "train.seed",
-];
+/// Where the file has what the grid sets itself.
+fn place_of(key: &str) -> Option<&'static str> {
+    match key {
+        "optim.learning_rate" => Some("learning rates are in learning_rates"),
+        "train.seed" => Some("seeds are in seeds"),
+        "method" | "train.method" => Some("methods are in [[method]]"),
+        _ => None,
+    }
+}
 
 /// All runs, in order of execution: seeds outermost, so that a sweep that was stopped early has
 /// whole curves of the first ones.
@@ -168,19 +170,26 @@ impl<'a> Grid<'a> {
                 return Err(self.error(format!("{name} has {twice} twice")));
             }
         }
-        self.check_axes()?;
+        self.check_keys()?;
         self.check_overrides()
     }
 
-    fn check_axes(&self) -> Result<()> {
-        for axis in &self.file.axis {
-            let key = axis.key.as_str();
-            let why = match key {
-                "optim.learning_rate" => "learning rates are in learning_rates",
-                "train.seed" => "seeds are in seeds",
-                "method" | "train.method" => "methods are in [[method]]",
-                _ if key.starts_with("model.") => "all runs of a sweep share one model",
-                _ if key.starts_with("eval.") => "scores of different evaluations do not compare",
+    /// Keys that would be lost, as the grid sets them itself, or that make runs incomparable.
+    fn check_keys(&self) -> Result<()> {
+        let file = self.file;
+        let mut set = flatten("", &file.set);
+        set.extend(file.method.iter().flat_map(|m| flatten("", &m.set)));
+        for (key, _) in set {
+            if let Some(place) = place_of(&key) {
+                return Err(self.error(format!("{key} cannot be set: {place}")));
+            }
+        }
+        for Axis { key, .. } in &file.axis {
+            let why = match (place_of(key), key.split('.').next()) {
+                (Some(place), _) => place,
+                (None, Some("model")) => "all runs of a sweep share one model",
+                (None, Some("eval")) => "scores of different evaluations do not compare",
+                _ if self.keys_of_sizes().contains(key) => "sizes have it",
                 _ => continue,
             };
             return Err(self.error(format!("{key} cannot be an axis: {why}")));
@@ -188,17 +197,19 @@ impl<'a> Grid<'a> {
         Ok(())
     }
 
+    fn keys_of_sizes(&self) -> HashSet<String> {
+        let sizes = self.file.size.iter();
+        let keys = sizes.flat_map(|size| flatten("adapter", &size.adapter));
+        keys.map(|(key, _)| key).collect()
+    }
+
     /// An override of what the grid decides would be lost, or would make runs equal.
     fn check_overrides(&self) -> Result<()> {
-        let sizes = self.file.size.iter();
-        let of_sizes: HashSet<String> = sizes
-            .flat_map(|size| flatten("adapter", &size.adapter))
-            .map(|(key, _)| key)
-            .collect();
+        let of_sizes = self.keys_of_sizes();
         for assignment in self.overrides {
             let key = assignment.split('=').next().unwrap_or_default().trim();
             let of_axes = self.file.axis.iter().any(|axis| axis.key == key);
-            if GRID_KEYS.contains(&key) || of_axes || of_sizes.contains(key) {
+            if place_of(key).is_some() || of_axes || of_sizes.contains(key) {
                 return Err(Error::config(format!(
                     "--set {assignment}: the runs of {} differ in {key}; change it there",
                     self.origin
