@@ -52,6 +52,8 @@ pub struct GlobalArgs {
 enum Command {
     /// Train an adapter; without --config, the embedded quick start
     Train(commands::train::TrainArgs),
+    /// Train over a grid of sizes, learning rates, seeds and methods; a table and figures
+    Sweep(commands::sweep::SweepArgs),
     /// Score a model on benchmarks or on your own problems
     Eval(commands::eval::EvalArgs),
     /// Write an adapter, or the model with it, for other programs
@@ -103,6 +105,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Train(args) => commands::train::run(&args, global, out),
+        Command::Sweep(args) => commands::sweep::run(&args, global, out),
         Command::Eval(args) => commands::eval::run(&args, global, out),
         Command::Export(args) => commands::export::run(&args, global, out),
         Command::Generate(args) => commands::generate::run(&args, global, out),

@@ -22,5 +22,6 @@ pub mod reward;
 pub mod rollout;
 pub mod run;
 pub mod sft;
+pub mod sweep;
 
 pub use error::{Error, Result};

@@ -9,4 +9,5 @@ pub mod grade;
 pub mod open;
 pub mod score;
 mod side_by_side;
+pub mod sweep;
 pub mod train;

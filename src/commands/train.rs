@@ -7,18 +7,14 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use crate::adapter::{Adapter, SvdCache};
 use crate::cli::GlobalArgs;
 use crate::config::{Config, Method, Source};
-use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions};
-use crate::run::checkpoint::{Checkpoint, Identity, Store};
+use crate::model::Checkpoint as Pretrained;
 use crate::run::directory::{self, RunDirectory};
-use crate::run::evaluation::Evaluator;
-use crate::run::logs::Logs;
-use crate::run::problems::{self, TrainingData};
+use crate::run::job::{self, Job, Outcome, Place};
 use crate::run::progress::Progress;
-use crate::run::training::{Evaluation, Session};
-use crate::run::{plan, plot, signals};
+use crate::run::training::Evaluation;
+use crate::run::{plan, plot};
 use crate::{Error, Result};
 
 /// Arguments of `tinylora train`.
@@ -57,21 +53,17 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         (None, Some(run)) => directory::config_source(run)?,
         (None, None) => Source::find(QUICK_START)?,
     };
-    let mut config = Config::load(&source, &overrides(args, global))?;
-    problems::complete(&mut config)?;
+    let config = Config::load(&source, &overrides(args, global))?;
 
     // Everything that can be refused is refused before a folder is made or weights are read.
-    let device = config.model.device.open()?;
-    let open = OpenOptions {
-        random_init: config.model.random_init.then_some(config.train.seed),
-        quiet: global.quiet,
-    };
+    config.model.device.open()?;
+    let open = job::open_options(&config, global.quiet);
     let pretrained = Pretrained::open(&config.model.path, &open)?;
     let context = pretrained.config.max_position_embeddings;
-    let data = TrainingData::load(&config, &pretrained.tokenizer, context, global.quiet)?;
-    let sets = Evaluator::load(&config, &pretrained.tokenizer)?;
+    let job = Job::new(config, &pretrained.tokenizer, context, global.quiet)?;
+    let config = &job.config;
     if args.dry_run {
-        let text = plan_text(&config, &pretrained, &data)?;
+        let text = plan_text(&job, &pretrained)?;
         return print(out, &text);
     }
 
@@ -84,92 +76,37 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         }
     };
     progress.line(&format!("run directory {}", directory.path().display()));
-    if resumed.is_none() {
-        directory.write_config(&config)?;
-    }
-
-    let load = LoadOptions {
-        device,
-        dtype: config.model.dtype.to_dtype(),
-        open,
-        ..LoadOptions::default()
-    };
-    let model = Model::from_checkpoint(pretrained, &load)?;
-    let identity = Identity {
-        model: model.hash.clone(),
-        data: data.hash(),
-        config: config.defining_keys()?,
-    };
-    let mut store = Store::open(&directory.checkpoints(), config.train.save_total_limit)?;
-    let checkpoint = latest(&mut store, &directory, &identity, progress)?;
-    if resumed.is_some() {
-        directory.write_config(&config)?;
-    }
-
-    let adapter = make_adapter(&config, &model, progress)?;
-    let trained_parameters = adapter.num_parameters();
-    let total_steps = config
-        .train
-        .max_steps
-        .unwrap_or_else(|| data.steps(&config));
-    progress.line(&format!(
-        "{} with {trained_parameters} trained parameters, {} problems, {total_steps} steps",
-        model.name,
-        data.len()
-    ));
-    let mut trainer = data.trainer(&config, &model, adapter, total_steps)?;
-    let mut evaluations = Vec::new();
-    let mut lengths = Default::default();
-    if let Some(checkpoint) = checkpoint {
-        trainer.restore(&checkpoint.state)?;
-        progress.line(&format!("going on after step {}", checkpoint.state.step));
-        (evaluations, lengths) = (checkpoint.evaluations, checkpoint.logs);
-    }
-
-    signals::install()?;
-    let evaluator = Evaluator::new(&config, sets, &model, &directory, progress)?;
-    let mut evaluate = |step: u64, adapter: &Adapter| evaluator.evaluate(step, &model, adapter);
-    let mut session = Session {
-        config: &config.train,
-        total_steps,
-        identity,
-        store,
-        logs: Logs::open(&directory, &lengths)?,
+    let model = job::load_model(config, pretrained, global.quiet)?;
+    let place = Place {
+        directory: &directory,
+        resume: resumed.is_some(),
+        shared: None,
         progress,
-        evaluations,
-        evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
-        write_adapter: &Adapter::save,
-        curve: Vec::new(),
     };
-    session.run(&mut *trainer).map_err(|error| match error {
+    let outcome = job.train(&model, &place).map_err(|error| match error {
         Error::Interrupted(what) => Error::Interrupted(format!(
             "{what}; go on with: tinylora train --resume {}",
             directory.path().display()
         )),
         other => other,
     })?;
-    let (evaluations, curve) = (session.evaluations, session.curve);
 
-    let path = directory.adapter();
-    trainer.adapter().save(&path)?;
     let summary = Summary {
         run: directory.path(),
-        steps: total_steps,
         seconds: started.elapsed().as_secs_f64(),
-        trained_parameters,
-        before: evaluations.iter().find(|e| e.step == 0),
-        after: evaluations.iter().rfind(|e| e.step == total_steps),
+        outcome: &outcome,
     };
     let what = match config.method {
         Method::Grpo => "reward",
         Method::Sft => "loss",
     };
-    progress.line(&plot::curve(what, &curve, 64, 8));
+    progress.line(&plot::curve(what, &outcome.curve, 64, 8));
     progress.line(&summary.scores());
-    let size = trained_parameters * config.adapter.dtype.size();
+    let size = outcome.trained_parameters * config.adapter.dtype.size();
     progress.line(&format!(
-        "adapter saved to {}: {trained_parameters} numbers, {}",
-        path.display(),
+        "adapter saved to {}: {} numbers, {}",
+        outcome.adapter.display(),
+        outcome.trained_parameters,
         plan::bytes(size)
     ));
     if let Some(text) = trainer.adapter().short_text() {
@@ -202,60 +139,17 @@ fn overrides(args: &TrainArgs, global: &GlobalArgs) -> Vec<String> {
     overrides
 }
 
-/// The checkpoint to go on from: whole, of this run, and with its logs still there.
-fn latest(
-    store: &mut Store,
-    directory: &RunDirectory,
-    identity: &Identity,
-    progress: Progress,
-) -> Result<Option<Checkpoint>> {
-    let usable = |checkpoint: &Checkpoint| {
-        if Logs::long_enough(directory, &checkpoint.logs) {
-            return Ok(());
-        }
-        Err(Error::data(format!(
-            "the logs of {} end before step {}",
-            directory.path().display(),
-            checkpoint.state.step
-        )))
-    };
-    let found = store.latest(usable, |line| progress.line(line))?;
-    if let Some(checkpoint) = &found {
-        let differences = checkpoint.identity.differences(identity);
-        if !differences.is_empty() {
-            return Err(Error::config(format!(
-                "cannot go on with {}: {}",
-                directory.path().display(),
-                differences.join("; ")
-            )));
-        }
-    }
-    Ok(found)
-}
-
-fn make_adapter(config: &Config, model: &Model, progress: Progress) -> Result<Adapter> {
-    let total = model.decoder.config.num_hidden_layers * 7;
-    let bar = progress.bar("decomposing weights", total as u64);
-    let adapter = Adapter::new(
-        &config.adapter,
-        model.base(),
-        &model.decoder,
-        &SvdCache::user(),
-        &|done, _| bar.set_position(done as u64),
-    );
-    bar.clear();
-    adapter
-}
-
-fn print(out: &mut dyn Write, text: &str) -> Result<()> {
+/// Writes to stdout.
+pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes())
         .map_err(|e| Error::data(format!("cannot write to stdout: {e}")))
 }
 
 /// `--dry-run`: what would be done, as a configuration file with remarks.
-fn plan_text(config: &Config, pretrained: &Pretrained, data: &TrainingData) -> Result<String> {
+fn plan_text(job: &Job, pretrained: &Pretrained) -> Result<String> {
+    let Job { config, data, .. } = job;
     let model = &pretrained.config;
-    let steps = config.train.max_steps.unwrap_or_else(|| data.steps(config));
+    let steps = job.steps();
     let trained = plan::trained_parameters(config, model);
     let size = plan::bytes(trained * config.adapter.dtype.size());
     let mut remarks = vec![
@@ -277,11 +171,8 @@ fn plan_text(config: &Config, pretrained: &Pretrained, data: &TrainingData) -> R
 /// What a finished run has to say.
 struct Summary<'a> {
     run: &'a Path,
-    steps: u64,
     seconds: f64,
-    trained_parameters: usize,
-    before: Option<&'a Evaluation>,
-    after: Option<&'a Evaluation>,
+    outcome: &'a Outcome,
 }
 
 impl Summary<'_> {
@@ -289,17 +180,17 @@ impl Summary<'_> {
         let scores = |e: Option<&Evaluation>| e.map(|e| e.scores.clone()).unwrap_or_default();
         json!({
             "run_dir": self.run,
-            "steps": self.steps,
+            "steps": self.outcome.steps,
             "seconds": self.seconds,
-            "trained_parameters": self.trained_parameters,
-            "eval_before": scores(self.before),
-            "eval_after": scores(self.after),
+            "trained_parameters": self.outcome.trained_parameters,
+            "eval_before": scores(self.outcome.before()),
+            "eval_after": scores(self.outcome.after()),
         })
     }
 
     /// A line a metric: before → after, each with its standard error.
     fn scores(&self) -> String {
-        let (Some(before), Some(after)) = (self.before, self.after) else {
+        let (Some(before), Some(after)) = (self.outcome.before(), self.outcome.after()) else {
             return String::new();
         };
         let mut lines = Vec::new();

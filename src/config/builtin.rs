@@ -1,12 +1,16 @@
 //! The configurations compiled into the binary.
 
+/// Name and text of each.
+pub type List = &'static [(&'static str, &'static str)];
+
 macro_rules! builtin {
     ($($name:literal),* $(,)?) => {
         &[$(($name, include_str!(concat!("../../configs/", $name)))),*]
     };
 }
 
-const BUILTIN: &[(&str, &str)] = builtin![
+/// For `train`.
+pub const TRAINING: List = builtin![
     "mini.toml",
     "mini-pretrain.toml",
     "qwen7b-13p.toml",
@@ -16,15 +20,17 @@ const BUILTIN: &[(&str, &str)] = builtin![
     "smollm2-13p.toml",
 ];
 
-/// The built-in of that name (with or without `.toml`).
-pub fn get(name: &str) -> Option<&'static str> {
-    BUILTIN
-        .iter()
+/// For `sweep`.
+pub const SWEEPS: List = builtin![
+    "sweep-mini.toml",
+    "sweep-mini-tying.toml",
+    "sweep-mini-rank.toml",
+    "sweep-mini-precision.toml",
+];
+
+/// The one of that name (with or without `.toml`).
+pub fn get(list: List, name: &str) -> Option<&'static str> {
+    list.iter()
         .find(|(n, _)| *n == name || n.strip_suffix(".toml") == Some(name))
         .map(|(_, text)| *text)
-}
-
-/// Names of all built-ins.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    BUILTIN.iter().map(|(name, _)| *name)
 }

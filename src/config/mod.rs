@@ -32,6 +32,7 @@ pub use model::{DeviceSpec, ModelSection, WeightDtype};
 pub use optim::{LrSchedulerType, OptimConfig, OptimizerKind};
 pub use reward::RewardConfig;
 pub use rollout::RolloutConfig;
+pub(crate) use schema::nearest;
 pub use sft::SftConfig;
 pub use train::{EvalConfig, Method, TrainConfig};
 
@@ -76,10 +77,22 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] naming the file and line or the override, the key, and what is expected.
     pub fn load(source: &Source, overrides: &[String]) -> Result<Self> {
+        Self::layered(source, &[Layer::Overrides(overrides)])
+    }
+
+    /// As [`Self::load`] with several layers over the file, the last one on top.
+    pub fn layered(source: &Source, layers: &[Layer<'_>]) -> Result<Self> {
         let mut values = parse::Values::default();
         values.add_file(&source.text, &source.origin)?;
-        for assignment in overrides {
-            values.add_override(assignment)?;
+        for layer in layers {
+            match layer {
+                Layer::Keys { keys, origin } => values.add_keys(keys, origin)?,
+                Layer::Overrides(assignments) => {
+                    for assignment in *assignments {
+                        values.add_override(assignment)?;
+                    }
+                }
+            }
         }
         let config = values.finish()?;
         config.validate()?;
@@ -178,6 +191,18 @@ fn flatten(
     }
 }
 
+/// Keys that stand over those of a configuration file.
+#[derive(Debug, Clone, Copy)]
+pub enum Layer<'a> {
+    /// Dotted names with TOML values; `origin` says in messages where they stand.
+    Keys {
+        keys: &'a [(String, toml::Value)],
+        origin: &'a str,
+    },
+    /// `key=value` as after `--set`.
+    Overrides(&'a [String]),
+}
+
 /// The text of a configuration and where it came from.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -194,24 +219,34 @@ impl Source {
     /// # Errors
     /// [`Error::Config`] naming the built-ins and the nearest of them.
     pub fn find(name: &str) -> Result<Self> {
+        Self::find_among(name, builtin::TRAINING)
+    }
+
+    /// Finds the description of a sweep in the same places.
+    pub fn find_sweep(name: &str) -> Result<Self> {
+        Self::find_among(name, builtin::SWEEPS)
+    }
+
+    fn find_among(name: &str, builtins: builtin::List) -> Result<Self> {
         let in_folder = Path::new("configs").join(name);
         for candidate in [Path::new(name), &in_folder] {
             if candidate.is_file() {
                 return Self::read(candidate);
             }
         }
-        if let Some(text) = builtin::get(name) {
+        if let Some(text) = builtin::get(builtins, name) {
             return Ok(Self {
                 origin: format!("built-in {name}"),
                 name: stem(Path::new(name)),
                 text: text.to_owned(),
             });
         }
+        let names = || builtins.iter().map(|(name, _)| *name);
         let mut message = format!(
             "no configuration {name}: it is no file, not in configs/, and not built in ({})",
-            builtin::names().collect::<Vec<_>>().join(", ")
+            names().collect::<Vec<_>>().join(", ")
         );
-        if let Some(near) = schema::nearest(name, builtin::names()) {
+        if let Some(near) = schema::nearest(name, names()) {
             message.push_str(&format!("; did you mean {near}?"));
         }
         Err(Error::Config(message))

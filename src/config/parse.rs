@@ -45,6 +45,15 @@ impl Values {
         Ok(())
     }
 
+    /// Takes keys by dotted name; `origin` says in messages where they stand.
+    pub fn add_keys(&mut self, keys: &[(String, Value)], origin: &str) -> Result<()> {
+        for (name, value) in keys {
+            self.set(name, value.clone())
+                .map_err(|m| Error::config(format!("{origin}: {m}")))?;
+        }
+        Ok(())
+    }
+
     /// Takes one `--set key=value`. The value is TOML; a bare word is a string.
     pub fn add_override(&mut self, assignment: &str) -> Result<()> {
         let fail = |message: &str| Error::config(format!("--set {assignment}: {message}"));

@@ -153,14 +153,15 @@ fn every_built_in_is_valid_and_trains_what_it_says() {
         ("llama3.1-8b.toml", 32, 112),
         ("smollm2-13p.toml", 30, 13),
     ] {
-        let text = builtin::get(name).unwrap();
+        let text = builtin::get(builtin::TRAINING, name).unwrap();
         let config = load(text, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
         let tying = crate::adapter::Tying::new(&config.adapter, layers);
         assert_eq!(tying.num_groups * config.adapter.u, expected, "{name}");
     }
-    assert_eq!(builtin::get("qwen7b-13p"), builtin::get("qwen7b-13p.toml"));
-    for name in builtin::names() {
-        load(builtin::get(name).unwrap(), &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let get = |name| builtin::get(builtin::TRAINING, name).unwrap();
+    assert_eq!(get("qwen7b-13p"), get("qwen7b-13p.toml"));
+    for (name, text) in builtin::TRAINING {
+        load(text, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
 

@@ -15,4 +15,4 @@ pub use lm_eval::{RunReport, TaskReport, metrics_object};
 pub use log::{CompletionLog, LoggedCompletion, configuration};
 pub use runner::{EvalOptions, EvalProgress, EvalResult, EvalSample, MetricValue, evaluate};
 pub use set::{EvalSet, SetOptions};
-pub use table::table;
+pub use table::{align, table};

@@ -22,7 +22,7 @@ pub fn table(report: &RunReport) -> String {
     for task in &report.tasks {
         rows.extend(task_rows(task));
     }
-    let mut text = align(&rows);
+    let mut text = align(&rows, 2);
     for task in &report.tasks {
         let _ = writeln!(text, "{}: {}", task.set.name, speed(&task.result));
         if let Some(base) = &task.base {
@@ -114,8 +114,9 @@ fn speed(result: &EvalResult) -> String {
     text
 }
 
-/// Columns padded to their widest cell, two spaces apart, a rule under the head.
-fn align(rows: &[Vec<String>]) -> String {
+/// Columns padded to their widest cell, two spaces apart, a rule under the head. The first `names`
+/// columns are flush left, the others right.
+pub fn align(rows: &[Vec<String>], names: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -127,8 +128,7 @@ fn align(rows: &[Vec<String>]) -> String {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let pad = widths[column] - cell.chars().count();
-            // Names to the left, numbers to the right.
-            if column < 2 {
+            if column < names {
                 line.push_str(cell);
                 line.push_str(&" ".repeat(pad));
             } else {
@@ -159,7 +159,7 @@ mod tests {
             vec!["größer".to_string(), "1".to_string(), "0.5".to_string()],
         ];
         assert_eq!(
-            align(&rows),
+            align(&rows, 2),
             "task    n  score\n────────────────\ngrößer  1    0.5\n"
         );
     }

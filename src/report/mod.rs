@@ -1,1 +1,4 @@
+//! Pictures of what runs gave.
 
+mod axis;
+pub mod chart;

@@ -22,7 +22,8 @@ use crate::{Error, Result};
 /// Where runs are kept unless `--run-dir` says otherwise.
 pub const RUNS: &str = "runs";
 
-const CONFIG: &str = "config.toml";
+/// File of the resolved configuration, which makes a folder a run directory.
+pub const CONFIG: &str = "config.toml";
 
 /// A run directory held by this process.
 #[derive(Debug)]

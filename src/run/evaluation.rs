@@ -1,8 +1,9 @@
 //! Evaluation before, during and after training.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::directory::RunDirectory;
 use super::fs;
@@ -16,12 +17,14 @@ use crate::model::{Model, Tokenizer};
 use crate::rollout::NativeEngine;
 
 /// The data sets of `[eval]` with their prompts.
-pub struct Evaluator {
-    sets: Vec<EvalSet>,
+pub struct Evaluator<'a> {
+    sets: &'a [EvalSet],
     /// Greedy or as configured, and at temperature 1 when that is asked for as well.
     passes: Vec<Pass>,
     max_batch_size: usize,
     folder: PathBuf,
+    /// Where completions of the untrained model are shared with other runs.
+    shared: Option<PathBuf>,
     progress: Progress,
 }
 
@@ -31,7 +34,7 @@ struct Pass {
     options: EvalOptions,
 }
 
-impl Evaluator {
+impl<'a> Evaluator<'a> {
     /// Reads the data sets; `None` when there are none.
     ///
     /// # Errors
@@ -72,7 +75,7 @@ impl Evaluator {
     /// Makes ready to evaluate into `evaluations/` of the run.
     pub fn new(
         config: &Config,
-        sets: Vec<EvalSet>,
+        sets: &'a [EvalSet],
         model: &Model,
         directory: &RunDirectory,
         progress: Progress,
@@ -113,8 +116,18 @@ impl Evaluator {
             passes,
             max_batch_size: config.rollout.max_batch_size,
             folder,
+            shared: None,
             progress,
         })
+    }
+
+    /// Takes the untrained model's completions from `folder` when another run has left them there,
+    /// and leaves them there otherwise. The caller sees to it that the runs have one model, and
+    /// that their adapters start without an effect.
+    pub fn share_untrained(&mut self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        self.shared = Some(folder.to_owned());
+        Ok(())
     }
 
     /// Evaluates the adapter after `step` on every data set.
@@ -126,7 +139,7 @@ impl Evaluator {
             step,
             ..Evaluation::default()
         };
-        for set in &self.sets {
+        for set in self.sets {
             let mut scores = Map::new();
             for pass in &self.passes {
                 let result = self.run(step, set, pass, model, adapter)?;
@@ -160,7 +173,15 @@ impl Evaluator {
     ) -> Result<EvalResult> {
         let name = format!("step-{step:06}-{}{}.jsonl", pass.prefix, set.name);
         let path = self.folder.join(name);
-        let mut log = CompletionLog::open(&path, &configuration(step, set, pass))?;
+        let configuration = configuration(step, set, pass);
+        let shared = match &self.shared {
+            Some(folder) if step == 0 => Some(folder.join(shared_name(set, &configuration))),
+            _ => None,
+        };
+        if let Some(shared) = shared.as_deref().filter(|s| s.exists() && !path.exists()) {
+            fs::write_atomic(&path, &fs::read(shared)?)?;
+        }
+        let mut log = CompletionLog::open(&path, &configuration)?;
         let mut engine = NativeEngine::new(&model.decoder, &model.tokenizer, self.max_batch_size);
         let total = set.problems.len() * pass.options.samples_per_problem;
         let label = format!("evaluating {}{}", pass.prefix.replace('_', " "), set.name);
@@ -178,8 +199,30 @@ impl Evaluator {
             },
         );
         bar.finish();
+        if let (Ok(_), Some(shared)) = (&result, shared) {
+            fs::write_atomic(&shared, &fs::read(&path)?)?;
+        }
         result
     }
+}
+
+/// Tells apart what differs in problems, prompts or sampling.
+fn shared_name(set: &EvalSet, configuration: &Map<String, Value>) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(Value::Object(configuration.clone()).to_string());
+    for text in &set.stop {
+        hasher.update((text.len() as u64).to_le_bytes());
+        hasher.update(text);
+    }
+    for prompt in &set.prompts {
+        hasher.update((prompt.tokens.len() as u64).to_le_bytes());
+        prompt
+            .tokens
+            .iter()
+            .for_each(|t| hasher.update(t.to_le_bytes()));
+    }
+    let digest = format!("{:x}", hasher.finalize());
+    format!("{}-{}.jsonl", set.name, &digest[..16])
 }
 
 /// What decides the completions of an evaluation within its run.
@@ -192,7 +235,8 @@ fn configuration(step: u64, set: &EvalSet, pass: &Pass) -> Map<String, Value> {
         "temperature": options.temperature,
         "samples_per_problem": options.samples_per_problem,
         "max_tokens": options.max_tokens,
-        "seed": options.seed,
+        // Greedy completions are the same for every seed.
+        "seed": (options.temperature > 0.0).then_some(options.seed),
     });
     match value {
         Value::Object(map) => map,

@@ -30,7 +30,7 @@ impl Lock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::config(format!(
-                    "{} is in use by another process; wait for it or choose another --run-dir",
+                    "{} is in use by another process; wait for it or choose another folder",
                     folder.display()
                 )));
             }

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod directory;
 pub mod evaluation;
 pub mod fs;
+pub mod job;
 pub mod jsonl;
 pub mod lock;
 pub mod logs;

@@ -1,0 +1,217 @@
+//! One training from a configuration to an adapter file, on a model that is already loaded.
+//!
+//! `train` does one of these; `sweep` does many on the same model.
+
+use std::path::PathBuf;
+
+use super::checkpoint::{Checkpoint, Identity, Store};
+use super::directory::RunDirectory;
+use super::evaluation::Evaluator;
+use super::logs::Logs;
+use super::problems::{self, TrainingData};
+use super::progress::Progress;
+use super::signals;
+use super::training::{Evaluation, Session};
+use crate::adapter::{Adapter, SvdCache};
+use crate::config::Config;
+use crate::eval::EvalSet;
+use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions, Tokenizer};
+use crate::{Error, Result};
+
+/// Everything a training needs besides the model and a folder. Whatever can be refused has been
+/// once this exists.
+pub struct Job {
+    pub config: Config,
+    pub data: TrainingData,
+    sets: Vec<EvalSet>,
+}
+
+/// Where and how a [`Job`] runs.
+pub struct Place<'a> {
+    pub directory: &'a RunDirectory,
+    /// Go on from the latest good checkpoint in the folder.
+    pub resume: bool,
+    /// Completions of the untrained model, shared between runs that would ask it the same.
+    pub shared: Option<PathBuf>,
+    pub progress: Progress,
+}
+
+/// What came out.
+pub struct Outcome {
+    pub steps: u64,
+    pub trained_parameters: usize,
+    pub evaluations: Vec<Evaluation>,
+    /// Mean reward (GRPO) or loss (SFT) of every step of this process.
+    pub curve: Vec<f64>,
+    /// Where the trained adapter was written.
+    pub adapter: PathBuf,
+}
+
+impl Outcome {
+    /// Scores of the untrained model.
+    pub fn before(&self) -> Option<&Evaluation> {
+        self.evaluations.iter().find(|e| e.step == 0)
+    }
+
+    /// Scores at the end.
+    pub fn after(&self) -> Option<&Evaluation> {
+        self.evaluations.iter().rfind(|e| e.step == self.steps)
+    }
+}
+
+impl Job {
+    /// Reads the problems to train and to evaluate on.
+    ///
+    /// # Errors
+    /// As [`TrainingData::load`] and [`Evaluator::load`].
+    pub fn new(
+        mut config: Config,
+        tokenizer: &Tokenizer,
+        context: usize,
+        quiet: bool,
+    ) -> Result<Self> {
+        problems::complete(&mut config)?;
+        let data = TrainingData::load(&config, tokenizer, context, quiet)?;
+        let sets = Evaluator::load(&config, tokenizer)?;
+        Ok(Self { config, data, sets })
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        let epochs = || self.data.steps(&self.config);
+        self.config.train.max_steps.unwrap_or_else(epochs)
+    }
+
+    /// Trains, evaluates and saves into the run directory, which gets its `config.toml` first.
+    ///
+    /// # Errors
+    /// Those of [`Session::run`]; a checkpoint of another run.
+    pub fn train(&self, model: &Model, place: &Place<'_>) -> Result<Outcome> {
+        let (config, data) = (&self.config, &self.data);
+        let (directory, progress) = (place.directory, place.progress);
+        if !place.resume {
+            directory.write_config(config)?;
+        }
+        let identity = Identity {
+            model: model.hash.clone(),
+            data: data.hash(),
+            config: config.defining_keys()?,
+        };
+        let mut store = Store::open(&directory.checkpoints(), config.train.save_total_limit)?;
+        let checkpoint = latest(&mut store, directory, &identity, progress)?;
+        if place.resume {
+            directory.write_config(config)?;
+        }
+
+        let adapter = make_adapter(config, model, progress)?;
+        let trained_parameters = adapter.num_parameters();
+        let total_steps = self.steps();
+        progress.line(&format!(
+            "{} with {trained_parameters} trained parameters, {} problems, {total_steps} steps",
+            model.name,
+            data.len()
+        ));
+        let mut trainer = data.trainer(config, model, adapter, total_steps)?;
+        let mut evaluations = Vec::new();
+        let mut lengths = Default::default();
+        if let Some(checkpoint) = checkpoint {
+            trainer.restore(&checkpoint.state)?;
+            progress.line(&format!("going on after step {}", checkpoint.state.step));
+            (evaluations, lengths) = (checkpoint.evaluations, checkpoint.logs);
+        }
+
+        signals::install()?;
+        let mut evaluator = Evaluator::new(config, &self.sets, model, directory, progress)?;
+        if let Some(folder) = &place.shared {
+            evaluator.share_untrained(folder)?;
+        }
+        let mut evaluate = |step: u64, adapter: &Adapter| evaluator.evaluate(step, model, adapter);
+        let mut session = Session {
+            config: &config.train,
+            total_steps,
+            identity,
+            store,
+            logs: Logs::open(directory, &lengths)?,
+            progress,
+            evaluations,
+            evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
+            write_adapter: &Adapter::save,
+            curve: Vec::new(),
+        };
+        session.run(&mut *trainer)?;
+        let (evaluations, curve) = (session.evaluations, session.curve);
+        trainer.adapter().save(&directory.adapter())?;
+        Ok(Outcome {
+            steps: total_steps,
+            trained_parameters,
+            evaluations,
+            curve,
+            adapter: directory.adapter(),
+        })
+    }
+}
+
+/// How the configuration wants its checkpoint opened.
+pub fn open_options(config: &Config, quiet: bool) -> OpenOptions {
+    OpenOptions {
+        random_init: config.model.random_init.then_some(config.train.seed),
+        quiet,
+    }
+}
+
+/// Places the checkpoint in memory as the configuration wants it.
+pub fn load_model(config: &Config, pretrained: Pretrained, quiet: bool) -> Result<Model> {
+    let options = LoadOptions {
+        device: config.model.device.open()?,
+        dtype: config.model.dtype.to_dtype(),
+        open: open_options(config, quiet),
+        ..LoadOptions::default()
+    };
+    Model::from_checkpoint(pretrained, &options)
+}
+
+/// The checkpoint to go on from: whole, of this run, and with its logs still there.
+fn latest(
+    store: &mut Store,
+    directory: &RunDirectory,
+    identity: &Identity,
+    progress: Progress,
+) -> Result<Option<Checkpoint>> {
+    let usable = |checkpoint: &Checkpoint| {
+        if Logs::long_enough(directory, &checkpoint.logs) {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "the logs of {} end before step {}",
+            directory.path().display(),
+            checkpoint.state.step
+        )))
+    };
+    let found = store.latest(usable, |line| progress.line(line))?;
+    if let Some(checkpoint) = &found {
+        let differences = checkpoint.identity.differences(identity);
+        if !differences.is_empty() {
+            return Err(Error::config(format!(
+                "cannot go on with {}: {}",
+                directory.path().display(),
+                differences.join("; ")
+            )));
+        }
+    }
+    Ok(found)
+}
+
+/// An untrained adapter as the configuration wants it.
+pub fn make_adapter(config: &Config, model: &Model, progress: Progress) -> Result<Adapter> {
+    let total = model.decoder.config.num_hidden_layers * 7;
+    let bar = progress.bar("decomposing weights", total as u64);
+    let adapter = Adapter::new(
+        &config.adapter,
+        model.base(),
+        &model.decoder,
+        &SvdCache::user(),
+        &|done, _| bar.set_position(done as u64),
+    );
+    bar.clear();
+    adapter
+}

@@ -1,0 +1,11 @@
+//! Grids of training runs: [`file`] says which, [`grid`] turns that into configurations,
+//! [`results`] keeps what came out, [`summary`] compares it, [`table`] and [`figure`] show it.
+
+pub mod figure;
+pub mod file;
+pub mod grid;
+pub mod results;
+pub mod summary;
+pub mod table;
+#[cfg(test)]
+mod tests;
