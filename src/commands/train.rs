@@ -109,7 +109,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         outcome.trained_parameters,
         plan::bytes(size)
     ));
-    if let Some(text) = trainer.adapter().short_text() {
+    if let Some(text) = &outcome.text {
         progress.line(&format!("as text, for --adapter: {text}"));
     }
     if args.json {

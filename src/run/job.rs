@@ -45,6 +45,8 @@ pub struct Outcome {
     pub curve: Vec<f64>,
     /// Where the trained adapter was written.
     pub adapter: PathBuf,
+    /// The adapter as a line of text, if it is short enough for one.
+    pub text: Option<String>,
 }
 
 impl Outcome {
@@ -147,6 +149,7 @@ impl Job {
             evaluations,
             curve,
             adapter: directory.adapter(),
+            text: trainer.adapter().short_text(),
         })
     }
 }
