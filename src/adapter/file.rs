@@ -214,6 +214,12 @@ impl SavedAdapter {
             .sum()
     }
 
+    /// All trained numbers in the order of the file.
+    pub fn numbers(&self) -> impl Iterator<Item = f32> + '_ {
+        let tensors = self.tensors.iter();
+        tensors.flat_map(|(_, _, numbers)| numbers.iter().copied())
+    }
+
     /// The adapter on its base model. `cache` and `progress` are as in [`Adapter::new`].
     ///
     /// # Errors

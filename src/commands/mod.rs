@@ -7,5 +7,6 @@ pub mod export;
 pub mod generate;
 pub mod grade;
 pub mod open;
+pub mod report;
 pub mod score;
 pub mod train;

@@ -13,13 +13,14 @@ use crate::config::{Config, Method, Source};
 use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions};
 use crate::run::checkpoint::{Checkpoint, Identity, Store};
 use crate::run::directory::{self, RunDirectory};
+use crate::run::environment::Environment;
 use crate::run::evaluation::Evaluator;
 use crate::run::logs::Logs;
 use crate::run::problems::{self, TrainingData};
 use crate::run::progress::Progress;
 use crate::run::training::{Evaluation, Session};
 use crate::run::{plan, plot, signals};
-use crate::{Error, Result};
+use crate::{Error, Result, report};
 
 /// Arguments of `tinylora train`.
 #[derive(Debug, Args)]
@@ -95,6 +96,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         ..LoadOptions::default()
     };
     let model = Model::from_checkpoint(pretrained, &load)?;
+    Environment::of(&model, &load.device).record(&directory)?;
     let identity = Identity {
         model: model.hash.clone(),
         data: data.hash(),
@@ -172,6 +174,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         path.display(),
         plan::bytes(size)
     ));
+    report::after_training(directory.path(), progress);
     if args.json {
         print(out, &format!("{}\n", summary.to_json()))?;
     }
