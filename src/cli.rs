@@ -72,6 +72,8 @@ enum Command {
     },
     /// Measure sampling and training on this machine, against its own peak
     Bench(commands::bench::BenchArgs),
+    /// Make one HTML page on one or several runs, and print a summary
+    Report(commands::report::ReportArgs),
     /// Show what this machine and this build can do, and what is missing
     Doctor,
 }
@@ -112,6 +114,7 @@ fn run(command: Command, global: &GlobalArgs, out: &mut dyn Write) -> Result<()>
         Command::Score(args) => commands::score::run(&args, global, out),
         Command::Grade { reward, file } => commands::grade::run(reward, &file, out),
         Command::Bench(args) => commands::bench::run(&args, global, out),
+        Command::Report(args) => commands::report::run(&args, global, out),
         Command::Doctor => commands::doctor::run(out),
     }
 }

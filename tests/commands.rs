@@ -275,3 +275,36 @@ fn hub_cache(place: &Place) {
     assert_eq!(results["n-samples"]["gsm8k"]["effective"], 2);
     assert_eq!(results["configs"]["gsm8k"]["dataset_path"], "openai/gsm8k");
 }
+
+#[test]
+fn a_run_has_its_page_and_one_is_made_of_several() {
+    let place = Place::with_run();
+    let runs = std::fs::read_dir(place.path("runs")).unwrap();
+    let run = runs.map(|r| r.unwrap().path()).next().unwrap();
+    let own = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(
+        own.contains("13") && own.contains("52 bytes"),
+        "13 numbers in f32"
+    );
+    let environment = std::fs::read_to_string(run.join("environment.json")).unwrap();
+    let environment: Value = serde_json::from_str(&environment).unwrap();
+    assert_eq!(environment["model"]["name"], "mini");
+    assert!(environment["threads"].is_number() && environment["kernels"].is_string());
+
+    let name = run.file_name().unwrap().to_str().unwrap();
+    let summary = place.succeed(&["report", name, run.to_str().unwrap(), "--out", "all.html"]);
+    assert_eq!(summary.matches("· finished").count(), 2, "{summary}");
+    assert!(
+        summary.contains("mini · SFT · tinylora, 13 numbers, 52 bytes"),
+        "{summary}"
+    );
+    let page = std::fs::read_to_string(place.path("all.html")).unwrap();
+    assert!(page.contains("2 runs") && page.contains("Comparison"));
+
+    place.refuse(
+        &["report", "nothing", "--out", "x.html"],
+        2,
+        "no run nothing",
+    );
+    place.refuse(&["report", name, "--out", "small.toml"], 2, "is no report");
+}

@@ -234,7 +234,7 @@ impl SavedAdapter {
     }
 
     /// The numbers of all tensors in the order of [`Adapter::parameters`].
-    pub(super) fn numbers(&self) -> impl Iterator<Item = f32> {
+    pub fn numbers(&self) -> impl Iterator<Item = f32> {
         let tensors = self.tensors.iter();
         tensors.flat_map(|(_, _, numbers)| numbers.iter().copied())
     }

@@ -2,13 +2,13 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::path::Path;
 
-use candle_core::utils::{cuda_is_available, metal_is_available};
+use candle_core::utils::cuda_is_available;
 
 use crate::data::hub::{Hub, HubRepo};
 use crate::model::cached_model;
 use crate::ops::cpu::Isa;
+use crate::run::environment::{self, file_field};
 use crate::{Error, Result};
 
 /// Below this, not even a model of half a billion parameters trains comfortably.
@@ -24,7 +24,7 @@ pub fn run(out: &mut dyn Write) -> Result<()> {
     machine(&mut report);
     gpu(&mut report);
     hub(&mut report);
-    environment(&mut report);
+    variables(&mut report);
     out.write_all(report.finish().as_bytes())
         .map_err(|e| Error::data(format!("cannot write the report: {e}")))
 }
@@ -70,12 +70,8 @@ impl Report {
 fn build(report: &mut Report) {
     report.title("tinylora");
     report.fact("version", env!("CARGO_PKG_VERSION"));
-    let profile = match cfg!(debug_assertions) {
-        true => "debug",
-        false => "release",
-    };
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
-    report.fact("build", format!("{target}, {profile}"));
+    report.fact("build", format!("{target}, {}", environment::profile()));
     if cfg!(debug_assertions) {
         report.advise("this is a debug build, many times slower: cargo build --release");
     }
@@ -83,7 +79,7 @@ fn build(report: &mut Report) {
 
 fn machine(report: &mut Report) {
     report.title("Machine");
-    if let Some(name) = file_field("/proc/cpuinfo", "model name") {
+    if let Some(name) = environment::processor() {
         report.fact("processor", name);
     }
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
@@ -93,7 +89,7 @@ fn machine(report: &mut Report) {
     };
     report.fact("threads", threads);
     let isa = Isa::detected();
-    report.fact("kernels", format!("{isa:?}").to_lowercase());
+    report.fact("kernels", environment::kernels(isa));
     if isa == Isa::Portable && cfg!(target_arch = "x86_64") {
         report
             .advise("no AVX2 and FMA (or TINYLORA_ISA=portable): kernels run several times slower");
@@ -128,12 +124,7 @@ fn machine(report: &mut Report) {
 
 fn gpu(report: &mut Report) {
     report.title("GPU");
-    let built = match (cuda_is_available(), metal_is_available()) {
-        (true, _) => "cuda",
-        (_, true) => "metal",
-        _ => "none (CPU only)",
-    };
-    report.fact("in build", built);
+    report.fact("in build", environment::gpu_support());
     let version = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let driver = version.as_deref().and_then(|text| text.lines().next());
     report.fact("driver", driver.unwrap_or("no NVIDIA driver"));
@@ -193,7 +184,7 @@ fn hub(report: &mut Report) {
 }
 
 /// Variables that change what tinylora does, with their values; none of them is secret.
-fn environment(report: &mut Report) {
+fn variables(report: &mut Report) {
     let mut set: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
@@ -209,15 +200,6 @@ fn environment(report: &mut Report) {
     for (name, value) in set {
         report.fact(&name, value);
     }
-}
-
-/// Value of the first `name : value` line of a file of the /proc kind.
-fn file_field(path: impl AsRef<Path>, name: &str) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        (key.trim() == name).then(|| value.trim().to_string())
-    })
 }
 
 fn gib(bytes: u64) -> String {
@@ -242,12 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_proc_files_are_found() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let path = dir.path().join("meminfo");
-        std::fs::write(&path, "MemTotal:  12 kB\nMemFree: 3 kB\n").expect("written");
-        assert_eq!(file_field(&path, "MemFree").as_deref(), Some("3 kB"));
-        assert_eq!(file_field(&path, "Mem"), None);
+    fn sizes_are_in_gib() {
         assert_eq!(gib(3 << 29), "1.5");
     }
 }

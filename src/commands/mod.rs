@@ -7,6 +7,7 @@ pub mod export;
 pub mod generate;
 pub mod grade;
 pub mod open;
+pub mod report;
 pub mod score;
 mod side_by_side;
 pub mod sweep;

@@ -15,7 +15,7 @@ use crate::run::job::{self, Job, Outcome, Place};
 use crate::run::progress::Progress;
 use crate::run::training::Evaluation;
 use crate::run::{plan, plot};
-use crate::{Error, Result};
+use crate::{Error, Result, report};
 
 /// Arguments of `tinylora train`.
 #[derive(Debug, Args)]
@@ -112,6 +112,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     if let Some(text) = &outcome.text {
         progress.line(&format!("as text, for --adapter: {text}"));
     }
+    report::after_training(directory.path(), progress);
     if args.json {
         print(out, &format!("{}\n", summary.to_json()))?;
     }

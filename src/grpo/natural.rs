@@ -152,7 +152,13 @@ impl GrpoTrainer<'_> {
             }
             on_part(done + 1, runs.len() + 1);
         }
-        Ok(gradients.rows().into_iter().flatten().flatten().copied().collect())
+        Ok(gradients
+            .rows()
+            .into_iter()
+            .flatten()
+            .flatten()
+            .copied()
+            .collect())
     }
 
     /// The longest of Δv, Δv/2, Δv/4 … that diverges no more than asked for and improves the loss
@@ -199,8 +205,13 @@ impl GrpoTrainer<'_> {
             let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
             let batch = self.pack(rollouts, &own)?;
             let adapter = Some(self.learner.adapter());
-            let scores = self.decoder.score(adapter, &batch, self.config.temperature)?;
-            for (&i, new) in micro_batch.iter().zip(batch.by_completion(&scores.logprobs)) {
+            let scores = self
+                .decoder
+                .score(adapter, &batch, self.config.temperature)?;
+            for (&i, new) in micro_batch
+                .iter()
+                .zip(batch.by_completion(&scores.logprobs))
+            {
                 let old = items[i].old.as_deref().unwrap_or(&items[i].sampled);
                 let differences = || new.iter().zip(old).map(|(new, old)| new - old);
                 let total: f64 = differences().sum();

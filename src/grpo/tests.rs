@@ -8,9 +8,7 @@ use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, to
 use super::*;
 use crate::Result;
 use crate::adapter::Adapter;
-use crate::config::{
-    GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind,
-};
+use crate::config::{GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind};
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
 use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
@@ -87,7 +85,14 @@ impl World {
             seed: 1,
         };
         let adapter = fixtures::adapter(&self.decoder);
-        GrpoTrainer::new(&self.config, &self.optim, &self.decoder, adapter, sampler, 10)
+        GrpoTrainer::new(
+            &self.config,
+            &self.optim,
+            &self.decoder,
+            adapter,
+            sampler,
+            10,
+        )
     }
 
     /// Parameters and outputs after `steps` steps.
@@ -435,7 +440,12 @@ fn scores_of_completions_are_those_of_finite_differences() {
             &mut gradients,
         )
         .expect("gradients");
-    let score = gradients.rows().expect("rows").nth(1).expect("two").to_vec();
+    let score = gradients
+        .rows()
+        .expect("rows")
+        .nth(1)
+        .expect("two")
+        .to_vec();
     let start = adapter.parameters().to_vec();
     let step = 2f32.powi(-7);
     let mut logp_at = |i: usize, shift: f32| {

@@ -268,7 +268,9 @@ mod tests {
     /// Scores of `n` completions with a common pull, and their coefficients.
     fn batch(n: usize, p: usize) -> (Vec<f64>, Vec<f64>) {
         let wave = |i: usize, k: f64| (i as f64 * k).sin();
-        let scores: Vec<f64> = (0..n * p).map(|i| wave(i, 1.7) + 0.3 * wave(i, 0.41)).collect();
+        let scores: Vec<f64> = (0..n * p)
+            .map(|i| wave(i, 1.7) + 0.3 * wave(i, 0.41))
+            .collect();
         let coefficients = (0..n)
             .map(|i| -(scores[i * p] + 0.1 * wave(i, 2.3)) / n as f64)
             .collect();

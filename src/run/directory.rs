@@ -6,8 +6,11 @@
 //!   metrics.jsonl       one line a step, the same bytes after an interruption as without one
 //!   timings.jsonl       what the clock says of each step (seconds, tokens/s)
 //!   completions.jsonl   prompt, completion, extracted answer, reward, advantage
+//!   environment.json    what it is computed with, see `environment`
+//!   evaluations/        problems and completions of each evaluation
 //!   checkpoints/step-N/ see `checkpoint`
 //!   adapter.safetensors the trained adapter, written at the end
+//!   report.html         the page about it, written at the end
 //! ```
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -9,12 +10,12 @@ use super::directory::RunDirectory;
 use super::fs;
 use super::progress::Progress;
 use super::training::Evaluation;
-use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::Config;
 use crate::eval::{self, CompletionLog, EvalOptions, EvalResult, EvalSet, SetOptions};
 use crate::model::{Model, Tokenizer};
 use crate::rollout::NativeEngine;
+use crate::{Error, Result};
 
 /// The data sets of `[eval]` with their prompts.
 pub struct Evaluator<'a> {
@@ -109,8 +110,11 @@ impl<'a> Evaluator<'a> {
                 options,
             });
         }
-        let folder = directory.path().join("evaluations");
+        let folder = evaluations(directory.path());
         fs::create_dir_all(&folder)?;
+        for set in sets {
+            write_problems(&folder, set)?;
+        }
         Ok(Self {
             sets,
             passes,
@@ -223,6 +227,66 @@ fn shared_name(set: &EvalSet, configuration: &Map<String, Value>) -> String {
     }
     let digest = format!("{:x}", hasher.finalize());
     format!("{}-{}.jsonl", set.name, &digest[..16])
+}
+
+/// Where the completions of a run's evaluations lie.
+pub fn evaluations(run: &Path) -> PathBuf {
+    run.join("evaluations")
+}
+
+/// The file with the problems of a data set that is evaluated on: `problems-<data set>.jsonl`.
+pub fn problems_file(folder: &Path, set: &str) -> PathBuf {
+    folder.join(format!("problems-{set}.jsonl"))
+}
+
+/// The first line of [`problems_file`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProblemsHeader {
+    /// Version of the format.
+    pub tinylora_problems: u64,
+    /// The metric that decides what is right, and the grader it goes by.
+    pub metric: String,
+    pub grader: String,
+}
+
+/// Any further line of [`problems_file`], in the order of the data set. Completions name a problem
+/// by its `index`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProblemRow {
+    pub index: usize,
+    pub id: String,
+    pub problem: String,
+    /// The reference answer.
+    pub answer: String,
+}
+
+/// Version of [`problems_file`].
+pub const PROBLEMS_VERSION: u64 = 1;
+
+/// Completions alone do not say what was asked: this makes a run readable without its data set.
+fn write_problems(folder: &Path, set: &EvalSet) -> Result<()> {
+    let Some(metric) = set.metrics.first() else {
+        return Ok(());
+    };
+    let internal = |e: serde_json::Error| Error::Internal(format!("cannot write problems: {e}"));
+    let header = ProblemsHeader {
+        tinylora_problems: PROBLEMS_VERSION,
+        metric: metric.key(),
+        grader: metric.grader.name().to_owned(),
+    };
+    let mut text = serde_json::to_string(&header).map_err(internal)?;
+    text.push('\n');
+    for (index, problem) in set.problems.iter().enumerate() {
+        let row = ProblemRow {
+            index,
+            id: problem.id.clone(),
+            problem: problem.problem.clone(),
+            answer: problem.answer.clone(),
+        };
+        text.push_str(&serde_json::to_string(&row).map_err(internal)?);
+        text.push('\n');
+    }
+    fs::write_atomic(&problems_file(folder, &set.name), text.as_bytes())
 }
 
 /// What decides the completions of an evaluation within its run.

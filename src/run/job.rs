@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::checkpoint::{Checkpoint, Identity, Store};
 use super::directory::RunDirectory;
+use super::environment::Environment;
 use super::evaluation::Evaluator;
 use super::logs::Logs;
 use super::problems::{self, TrainingData};
@@ -94,6 +95,7 @@ impl Job {
         if !place.resume {
             directory.write_config(config)?;
         }
+        Environment::of(model, &model.decoder.placement.device).record(directory)?;
         let identity = Identity {
             model: model.hash.clone(),
             data: data.hash(),

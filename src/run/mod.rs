@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod directory;
+pub mod environment;
 pub mod evaluation;
 pub mod fs;
 pub mod job;

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::chart::{Chart, Curve, Point, Reference};
 use super::summary::Summary;
 use crate::Result;
-use crate::report::chart::{Chart, Curve, Point, Reference};
 use crate::run::fs;
 
 /// Writes `accuracy.svg` and `.png`, and `sampled_accuracy` where that was measured.

@@ -1,6 +1,9 @@
 //! Grids of training runs: [`file`] says which, [`grid`] turns that into configurations,
-//! [`results`] keeps what came out, [`summary`] compares it, [`table`] and [`figure`] show it.
+//! [`results`] keeps what came out, [`summary`] compares it, [`table`] and [`figure`]
+//! (drawn by [`chart`]) show it.
 
+mod axis;
+pub mod chart;
 pub mod figure;
 pub mod file;
 pub mod grid;

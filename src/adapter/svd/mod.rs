@@ -12,8 +12,8 @@ mod krylov;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-pub(crate) use eigen::symmetric_eigen;
 pub use cache::{SvdCache, SvdKey, user_cache_dir};
+pub(crate) use eigen::symmetric_eigen;
 
 use super::modules::ModuleId;
 use super::spec::Sigma;
