@@ -82,9 +82,12 @@ impl Share {
     /// An axis between two places of the drawing, of whole steps around all `values`.
     pub fn around(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = span(values).unwrap_or((0.0, 1.0));
-        let (low, high) = (low.max(0.0), high.min(1.0).max(low.max(0.0)));
-        let wanted = ((high - low) / 7.0).max(0.005);
-        let steps = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2];
+        // Small differences are not blown up to the height of the figure.
+        let room = ((0.1 - (high - low)) / 2.0).max(0.0);
+        let low = (low - room).clamp(0.0, 0.9);
+        let high = (high + room).clamp(low + 0.1, 1.0);
+        let wanted = (high - low) / 7.0;
+        let steps = [0.02, 0.05, 0.1, 0.2];
         let step = steps.into_iter().find(|s| *s >= wanted).unwrap_or(0.2);
         // A hair of slack, so that 0.3 is not above 3 × 0.1.
         let first = (low / step + 1e-9).floor();
@@ -106,12 +109,11 @@ impl Share {
     }
 
     pub fn ticks(&self) -> Vec<Tick> {
-        let digits = usize::from(self.step < 0.01);
         let tick = |i: u32| {
             let value = self.low + self.step * f64::from(i);
             Tick {
                 at: self.place(value),
-                label: Some(format!("{:.digits$} %", 100.0 * value)),
+                label: Some(format!("{:.0} %", 100.0 * value)),
             }
         };
         (0..=self.steps).map(tick).collect()
@@ -178,6 +180,11 @@ mod tests {
         assert_eq!(labels(axis.ticks()).last().unwrap(), "30 %");
         assert_eq!(axis.place(-0.01), 0.0);
         let flat = Share::around([1.0, 1.0].into_iter(), 0.0, 100.0);
-        assert!(labels(flat.ticks()).len() >= 2);
+        let expected = ["90 %", "92 %", "94 %", "96 %", "98 %", "100 %"];
+        assert_eq!(labels(flat.ticks()), expected);
+        let flat = Share::around([0.125].into_iter(), 0.0, 100.0);
+        assert!((flat.place(0.125) - 50.0).abs() < 10.0);
+        let all = Share::around([0.0, 1.0].into_iter(), 0.0, 100.0);
+        assert_eq!(labels(all.ticks()).len(), 6);
     }
 }

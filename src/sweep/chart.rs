@@ -51,9 +51,12 @@ const WIDTH: f64 = 920.0;
 const HEIGHT: f64 = 540.0;
 /// The plot lies between these; the legend stands to its right.
 const LEFT: f64 = 84.0;
-const RIGHT: f64 = 716.0;
+const RIGHT: f64 = 696.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 468.0;
+
+/// Distance between the points that two curves have at the same place.
+const BESIDE: f64 = 4.0;
 
 /// Pixels of a PNG for one unit.
 const PNG_SCALE: usize = 2;
@@ -126,14 +129,14 @@ impl Chart {
             paper.line(&[(at, TOP), (at, BOTTOM)], GRID, 1.0)?;
             if let Some(label) = label {
                 let below = (at, BOTTOM + 9.0);
-                paper.text(&label, below, 14.0, INK, HPos::Center, VPos::Top)?;
+                paper.text(&label, below, 15.0, INK, HPos::Center, VPos::Top)?;
             }
         }
         for Tick { at, label } in y.ticks() {
             paper.line(&[(LEFT, at), (RIGHT, at)], GRID, 1.0)?;
             let beside = (LEFT - 9.0, at);
             let label = label.unwrap_or_default();
-            paper.text(&label, beside, 14.0, INK, HPos::Right, VPos::Center)?;
+            paper.text(&label, beside, 15.0, INK, HPos::Right, VPos::Center)?;
         }
         let corners = [
             (LEFT, TOP),
@@ -147,14 +150,14 @@ impl Chart {
         paper.text(
             &self.title,
             (middle, 28.0),
-            18.0,
+            20.0,
             INK,
             HPos::Center,
             VPos::Center,
         )?;
         let under = (middle, BOTTOM + 40.0);
-        paper.text(&self.x_label, under, 15.0, INK, HPos::Center, VPos::Center)?;
-        paper.upward(&self.y_label, (22.0, (TOP + BOTTOM) / 2.0), 15.0, INK)?;
+        paper.text(&self.x_label, under, 16.0, INK, HPos::Center, VPos::Center)?;
+        paper.upward(&self.y_label, (22.0, (TOP + BOTTOM) / 2.0), 16.0, INK)?;
 
         for (i, reference) in self.references.iter().enumerate() {
             let (colour, dash) = reference_style(i);
@@ -163,7 +166,10 @@ impl Chart {
         let mut legend = TOP + 12.0;
         for (i, curve) in self.curves.iter().enumerate() {
             let colour = COLOURS[i % COLOURS.len()];
-            let at = |p: &Point| (x.place(p.x), y.place(p.y));
+            // Side by side, so that the error bars of curves with the same sizes do not cover
+            // each other.
+            let beside = BESIDE * (i as f64 - (self.curves.len() as f64 - 1.0) / 2.0);
+            let at = |p: &Point| (x.place(p.x) + beside, y.place(p.y));
             for (point, error) in curve.points.iter().filter_map(|p| Some((p, p.error?))) {
                 let (low, high) = (y.place(point.y - error), y.place(point.y + error));
                 let (x, _) = at(point);
@@ -190,7 +196,7 @@ impl Chart {
         }
         for line in wrapped(&self.note, 28) {
             let at = (RIGHT + 20.0, legend);
-            paper.text(&line, at, 12.0, FAINT, HPos::Left, VPos::Center)?;
+            paper.text(&line, at, 13.0, FAINT, HPos::Left, VPos::Center)?;
             legend += 16.0;
         }
         Ok(())
@@ -298,7 +304,7 @@ impl<B: DrawingBackend> Paper<B> {
         let mut y = y;
         for line in wrapped(name, 20) {
             let at = (RIGHT + 58.0, y);
-            self.text(&line, at, 14.0, INK, HPos::Left, VPos::Center)?;
+            self.text(&line, at, 15.0, INK, HPos::Left, VPos::Center)?;
             y += LINE;
         }
         Ok(y + 8.0)

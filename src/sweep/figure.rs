@@ -43,7 +43,7 @@ pub fn chart(summary: &Summary, metric: usize, title: &str) -> Option<Chart> {
     if let Some((cell, score)) = full.and_then(|c| Some((c, c.scores.get(metric)?))) {
         let series = legend(&cell.series);
         references.push(Reference {
-            name: format!("full, {series}"),
+            name: format!("full fine-tuning ({series})"),
             y: score.mean,
         });
     }
