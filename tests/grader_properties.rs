@@ -189,7 +189,7 @@ fn hostile_answers_are_graded_within_50_ms() {
         ("10,000 nested boxes", nested(r"\boxed{", "}")),
         ("10,000 open braces", "{".repeat(10_000)),
         ("NUL bytes", "\0".repeat(10_000)),
-        ("a NUL byte in a number", "1\0002".to_owned()),
+        ("a NUL byte in a number", "1\x002".to_owned()),
         ("a replacement character", "\u{fffd}1".to_owned()),
     ];
     for (what, answer) in &answers {
