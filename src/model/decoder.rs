@@ -15,7 +15,7 @@ use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::linear::{self, Matrix};
 use crate::ops::rope::{RopeTable, Rotation};
-use crate::ops::{Layout, Span, head, rms_norm, rope, swiglu};
+use crate::ops::{Layout, Span, add, head, rms_norm, rope, swiglu};
 use crate::run::signals;
 use crate::{Error, Result};
 
@@ -320,13 +320,13 @@ impl Pass<'_> {
         let k = rope::forward(backend, &k, self.rotation, heads.key_value)?;
         kv.append(self.spans, &k, &v, heads)?;
         let (out, lse) = attention::forward(&q, self.spans, kv, heads, keep)?;
-        let middle = (&x + apply(ModuleKind::O, &out)?)?;
+        let middle = add::forward(backend, &x, &apply(ModuleKind::O, &out)?)?;
 
         let middle_normed = rms_norm::forward(backend, &middle, &block.post_attention_norm, eps)?;
         let gate = apply(ModuleKind::Gate, &middle_normed)?;
         let up = apply(ModuleKind::Up, &middle_normed)?;
         let activated = swiglu::forward(backend, &gate, &up)?;
-        let y = (&middle + apply(ModuleKind::Down, &activated)?)?;
+        let y = add::forward(backend, &middle, &apply(ModuleKind::Down, &activated)?)?;
 
         let kept = keep.then(|| Activations {
             x,
@@ -371,9 +371,10 @@ impl Pass<'_> {
         let dactivated = back(ModuleKind::Down, &kept.activated, &g)?;
         let (dgate, dup) = swiglu::backward(backend, &kept.gate, &kept.up, &dactivated)?;
         let dgate = back(ModuleKind::Gate, &kept.middle_normed, &dgate)?;
-        let dnormed = (dgate + back(ModuleKind::Up, &kept.middle_normed, &dup)?)?;
+        let dup = back(ModuleKind::Up, &kept.middle_normed, &dup)?;
+        let dnormed = add::forward(backend, &dgate, &dup)?;
         let (dmiddle, dpost) = self.norm_backward(block, Norm::Post, &kept.middle, &dnormed)?;
-        let g = (g + dmiddle)?;
+        let g = add::forward(backend, &g, &dmiddle)?;
 
         let dout = back(ModuleKind::O, &kept.attention.out, &g)?;
         let (dq, dk, dv) = attention::backward(backend, &kept.attention, &dout, layout, heads)?;
@@ -381,14 +382,15 @@ impl Pass<'_> {
         let dk = rope::backward(backend, &dk, self.rotation, heads.key_value)?;
         let dq = back(ModuleKind::Q, &kept.normed, &dq)?;
         let dk = back(ModuleKind::K, &kept.normed, &dk)?;
-        let dnormed = ((dq + dk)? + back(ModuleKind::V, &kept.normed, &dv)?)?;
+        let dv = back(ModuleKind::V, &kept.normed, &dv)?;
+        let dnormed = add::forward(backend, &add::forward(backend, &dq, &dk)?, &dv)?;
         let (dx, dinput) = self.norm_backward(block, Norm::Input, &kept.x, &dnormed)?;
 
         if let (Some(dpost), Some(dinput)) = (dpost, dinput) {
             gradients.add_weight(&post_attention_norm_name(layer), &dpost)?;
             gradients.add_weight(&input_norm_name(layer), &dinput)?;
         }
-        Ok((g + dx)?)
+        add::forward(backend, &g, &dx)
     }
 
     fn norm_backward(

@@ -4,6 +4,7 @@
 //! dtype, which is what runs on CUDA and Metal, and a *CPU* one ([`cpu`]) that is fused and fast.
 //! Shapes: `T` packed rows (tokens of several sequences, without padding), `h` hidden size.
 
+pub mod add;
 pub mod attention;
 pub mod cpu;
 pub mod head;
