@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub enum AdapterSource {
     /// This program's own form, as a file or a text.
-    Own(SavedAdapter),
+    Own(Box<SavedAdapter>),
     Peft(Box<PeftAdapter>),
 }
 
@@ -24,7 +24,7 @@ impl AdapterSource {
     /// `Error::Data` that names the file or text and what is wrong with it.
     pub fn open(name: &str) -> Result<Self> {
         if text::is_text(name) {
-            return SavedAdapter::from_text(name).map(Self::Own);
+            return SavedAdapter::from_text(name).map(|saved| Self::Own(Box::new(saved)));
         }
         let path = Path::new(name);
         if path.is_dir() {
@@ -35,7 +35,7 @@ impl AdapterSource {
                 "adapter {name}: the directory is neither a run nor a PEFT adapter"
             )));
         }
-        SavedAdapter::load(path).map(Self::Own)
+        SavedAdapter::load(path).map(|saved| Self::Own(Box::new(saved)))
     }
 
     /// The adapter on its base model. `cache` and `progress` are as in [`Adapter::new`].

@@ -60,10 +60,9 @@ fn tell_apart(runs: &mut [Run]) {
         let same = runs[..i].iter().filter(|run| run.name == name).count();
         let again = runs[i + 1..].iter().any(|run| run.name == name);
         if same == 0 && again {
-            let mut number = 1;
-            for run in runs[i..].iter_mut().filter(|run| run.name == name) {
+            let alike = runs[i..].iter_mut().filter(|run| run.name == name);
+            for (number, run) in (1..).zip(alike) {
                 run.name = format!("{name} ({number})");
-                number += 1;
             }
         }
     }
