@@ -5,7 +5,7 @@
     cargo build --release
     venv/bin/python scripts/oracle_formats.py target/release/tinylora ORACLE_DIR [WORK_DIR]
 
-An adapter of 14 random numbers with large effect is exported in every format. Then
+An adapter of 13 random numbers with large effect is exported in every format. Then
 - PEFT's log-probabilities with our `peft` and `lora` directories, and transformers' with our
   `merged` directory, are compared with `tinylora score`;
 - adapters that PEFT makes (TinyLoRA with P, without P, LoRA) are scored by both;
@@ -142,7 +142,7 @@ for name, config in {
 
 # From PEFT's convention: their SVD, their P, their groups, our v.
 convention = dict(sigma="split", tie="peft", weight_tying=0.93, projection="peft", u=4)
-adapter = own_adapter(f"{work}/convention.safetensors", 0.02, **convention)
+adapter = own_adapter(f"{work}/convention.safetensors", 0.01, **convention)
 v = load_file(adapter)["v"]
 made = get_peft_model(fresh(), TinyLoraConfig(r=2, u=4, weight_tying=0.93, **task)).eval()
 tinylora("export", "--model", base_path, "--adapter", adapter, "--format", "peft", "--out", f"{work}/convention")
