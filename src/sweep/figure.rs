@@ -69,15 +69,15 @@ pub fn chart(summary: &Summary, metric: usize, title: &str) -> Option<Chart> {
         true => "bars: standard error of the mean over seeds".to_owned(),
         false => String::new(),
     };
-    let how = match metric {
-        0 => "",
-        _ => ", sampled at temperature 1",
+    let accuracy = match metric {
+        0 => "accuracy",
+        _ => "accuracy of samples",
     };
     let metric = name.trim_start_matches("sampled_");
     Some(Chart {
         title: title.to_owned(),
         x_label: "trained parameters".to_owned(),
-        y_label: format!("accuracy on {} ({metric}{how})", summary.data),
+        y_label: format!("{accuracy} on {} ({metric})", summary.data),
         curves,
         references,
         note,
