@@ -7,13 +7,16 @@ Needs only Python's standard library and no network. The same seed gives the sam
     python3 scripts/make_mini_data.py --check    # fails if data/mini is not what it makes
 
 train.jsonl and test.jsonl hold {id, problem, answer, solution}, the solutions worked step by step
-and ended GSM8K's way ("#### 42"). pretrain.jsonl is what the checkpoint is trained on: bare
-arithmetic, and other problems with solutions in three styles, worked ("#### 42" last), at once
-("#### 42" and nothing else, where 42 is the result of the first step, so right for one problem in
-three), and worked with another ending ("Answer: 42"). So the model learns to calculate on paper,
-but not that it should.
+and ended GSM8K's way ("#### 42"). pretrain.jsonl and habits.jsonl are what the checkpoint is trained
+on, one after the other: bare arithmetic, and other problems with solutions in several styles, worked
+("#### 42" last), at once ("#### 42" and nothing else, where 42 is the result of the first step, so
+mostly wrong), and one with another ending ("Answer: 42"). So the model learns to calculate on paper,
+but not that it should. Some problems ask for a style: in pretrain.jsonl at their end, in habits.jsonl
+anywhere and more than once, also contradicting themselves, and the majority counts. To weigh them up
+the model needs a direction in its activations that means "work it out", which is what a few numbers
+can then push along.
 
-No test problem can appear in train or pretrain, whatever the names and objects in it: a problem's
+No test problem can appear in the other files, whatever the names and objects in it: a problem's
 calculation (its numbers and operations in order) decides by its hash which side it may be on.
 """
 
@@ -25,9 +28,9 @@ import re
 from pathlib import Path
 
 SEED = 2026
-SIZES = {"train": 4096, "test": 512, "pretrain": 12288}
-# Rows of bare arithmetic added to pretrain, and their length.
-DRILLS, DRILL_STEPS = 6144, 5
+SIZES = {"train": 4096, "test": 512, "pretrain": 12288, "habits": 23200}
+# Rows of bare arithmetic added to pretrain and habits, and their length.
+DRILLS, DRILL_STEPS = {"pretrain": 6144, "habits": 2400}, 5
 # How many steps a problem takes: cumulative probabilities of 1, 2, 3, 4.
 STEPS = (0.12, 0.47, 0.80, 1.0)
 # Sentences that ask for a style in pretrain.jsonl, and how many of the problems (still) without one
@@ -35,6 +38,12 @@ STEPS = (0.12, 0.47, 0.80, 1.0)
 CUES = {" Show your work.": 0.2, " Answer only.": 0.25}
 # Shares of answers at once and of worked ones by cue; the rest is worked and ends with "Answer:".
 STYLES = {"": (0.55, 0.36), " Show your work.": (0.0, 0.9), " Answer only.": (1.0, 0.0)}
+# The same sentences in habits.jsonl. A problem has 0 to 3 of them, at any place: cumulative
+# probabilities.
+HINTS = {"worked": ["Show your work."], "at once": ["Answer only."]}
+HINT_COUNTS = (0.35, 0.6, 0.8, 1.0)
+# Shares where they do not decide: answers at once and worked ones; the rest is "other".
+UNDECIDED = (0.5, 0.48)
 # One calculation in this many belongs to the test side.
 TEST_SHARE = 8
 # Numbers are kept this small so that a small model learns to calculate with all of them.
@@ -398,7 +407,11 @@ def row(split, i, problem, lines, answer):
     }
 
 
-def habits(draw, problem, solution):
+def first_result(solution):
+    return re.search(r"=(\d+)", solution).group(1)
+
+
+def with_cue(draw, problem, solution):
     """Problem and solution as pretrain.jsonl shows them, and the style's name."""
     cue = next((cue for cue, share in CUES.items() if draw.chance(share)), "")
     at_once, worked = STYLES[cue]
@@ -407,26 +420,62 @@ def habits(draw, problem, solution):
         style = "worked"
     elif toss < worked + at_once:
         style = "at once"
-        first = re.search(r"=(\d+)", solution).group(1)
-        solution = f"#### {first}"
+        solution = f"#### {first_result(solution)}"
     else:
         style = "other"
         solution = solution.replace("####", "Answer:")
     return {"problem": problem + cue, "solution": solution, "style": style}
 
 
-def make_rows():
-    rows = {}
-    for offset, (split, count) in enumerate(SIZES.items()):
-        told = stories(Draw(SEED + offset), count, split == "test")
-        rows[split] = [row(split, i, text, s.lines, s.value) for i, (s, text) in enumerate(told)]
-    draw = Draw(SEED + len(SIZES))
-    for r in rows["pretrain"]:
-        r.update(habits(draw, r["problem"], r["solution"]))
-    for i in range(DRILLS):
-        rows["pretrain"].append(row("drill", i, *drill(draw)) | {"style": "drill"})
-    draw.shuffle(rows["pretrain"])
+def with_hints(draw, problem, solution):
+    """Problem and solution as habits.jsonl shows them, and the style's name."""
+    sentences = re.split(r"(?<=[.?]) ", problem)
+    toss = draw.random()
+    balance = {style: 0 for style in HINTS}
+    for _ in range(sum(toss >= p for p in HINT_COUNTS)):
+        style = draw.one(list(HINTS))
+        balance[style] += 1
+        sentences.insert(draw.number(0, len(sentences)), draw.one(HINTS[style]))
+    toss = draw.random()
+    at_once, worked = UNDECIDED
+    if balance["worked"] != balance["at once"]:
+        style = max(balance, key=balance.get)
+    elif toss < at_once:
+        style = "at once"
+    elif toss < at_once + worked:
+        style = "worked"
+    else:
+        style = "other"
+    if style != "worked":
+        ending = "####" if style == "at once" else "Answer:"
+        solution = f"{ending} {first_result(solution)}"
+    return {"problem": " ".join(sentences), "solution": solution, "style": style}
+
+
+def problems(split, seed):
+    told = stories(Draw(seed), SIZES[split], split == "test")
+    return [row(split, i, text, s.lines, s.value) for i, (s, text) in enumerate(told)]
+
+
+def lessons(split, styled):
+    """Rows to train the checkpoint on: problems in the styles of `styled`, and bare arithmetic."""
+    rows = problems(split, SEED + 2)
+    draw = Draw(SEED + 3)
+    for r in rows:
+        r.update(styled(draw, r["problem"], r["solution"]))
+    for i in range(DRILLS[split]):
+        rows.append(row("drill", i, *drill(draw)) | {"style": "drill"})
+    draw.shuffle(rows)
     return rows
+
+
+def make_rows():
+    return {
+        "train": problems("train", SEED),
+        "test": problems("test", SEED + 1),
+        "pretrain": lessons("pretrain", with_cue),
+        "habits": lessons("habits", with_hints),
+    }
 
 
 def byte_symbols():
@@ -521,7 +570,8 @@ def make_tokenizer(rows):
 def make_files():
     """Every file of data/mini but the weights, by name."""
     rows = make_rows()
-    tokens, tokenizer = make_tokenizer(rows)
+    # The first words the model learns; habits.jsonl has no others.
+    tokens, tokenizer = make_tokenizer({s: rows[s] for s in rows if s != "habits"})
     pad, end = tokens.index("<|endoftext|>"), tokens.index("<|end|>")
     config = {
         "architectures": ["Qwen2ForCausalLM"],

@@ -13,6 +13,7 @@ macro_rules! builtin {
 pub const TRAINING: List = builtin![
     "mini.toml",
     "mini-pretrain.toml",
+    "mini-habits.toml",
     "qwen7b-13p.toml",
     "qwen7b-math.toml",
     "qwen3b-16p.toml",
