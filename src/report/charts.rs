@@ -43,10 +43,11 @@ pub fn charts(runs: &[Run]) -> Value {
     let mut charts = Charts::default();
     let mut groups = Vec::new();
     for group in Group::ALL {
-        let (mut drawn, mut constant) = match group {
-            Group::Evaluation => (scores(&mut charts, runs), Vec::new()),
-            _ => (Vec::new(), Vec::new()),
+        let mut drawn = match group {
+            Group::Evaluation => scores(&mut charts, runs),
+            _ => Vec::new(),
         };
+        let (mut constant, mut repeated) = (Vec::new(), Vec::new());
         for name in names(runs, group) {
             let found: Vec<(usize, &Metric)> = runs
                 .iter()
@@ -70,6 +71,11 @@ pub fn charts(runs: &[Run]) -> Value {
                 .iter()
                 .map(|(run, metric)| charts.line(*run, &metric.series.points(limit)))
                 .collect();
+            // With one reward function its mean is the reward, and so on: one chart says it.
+            if let Some(known) = drawn.iter().find(|chart| chart["lines"] == json!(lines)) {
+                repeated.push(json!([name, known["name"]]));
+                continue;
+            }
             let rule = Rule::of(name).filter(|rule| {
                 found
                     .iter()
@@ -83,7 +89,12 @@ pub fn charts(runs: &[Run]) -> Value {
             }));
         }
         if !drawn.is_empty() || !constant.is_empty() {
-            groups.push(json!({"title": group.title(), "charts": drawn, "constant": constant}));
+            groups.push(json!({
+                "title": group.title(),
+                "charts": drawn,
+                "constant": constant,
+                "repeated": repeated,
+            }));
         }
     }
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
@@ -114,7 +125,8 @@ fn scores(charts: &mut Charts, runs: &[Run]) -> Vec<Value> {
             }
         }
     }
-    let chart = |name: &&str| {
+    let mut drawn: Vec<Value> = Vec::new();
+    for name in names {
         let mut lines = Vec::new();
         for (index, run) in runs.iter().enumerate() {
             let points = run.history.score_points(name);
@@ -127,7 +139,22 @@ fn scores(charts: &mut Charts, runs: &[Run]) -> Vec<Value> {
             line["e"] = json!(errors);
             lines.push(line);
         }
-        json!({"name": name, "about": "", "healthy": null, "lines": lines})
-    };
-    names.iter().map(chart).collect()
+        let values = lines.iter().flat_map(|line| line["y"].as_array()).flatten();
+        if values.clone().all(|v| Some(v) == values.clone().next()) {
+            continue; // the table of scores says it
+        }
+        match drawn
+            .iter_mut()
+            .find(|chart| chart["lines"] == json!(lines))
+        {
+            Some(chart) => {
+                let about = chart["about"].as_str().unwrap_or_default();
+                let start = if about.is_empty() { "and" } else { about };
+                let reading = name.rsplit([',', '/']).next().unwrap_or(name);
+                chart["about"] = json!(format!("{start} {reading}"));
+            }
+            None => drawn.push(json!({"name": name, "about": "", "healthy": null, "lines": lines})),
+        }
+    }
+    drawn
 }

@@ -42,8 +42,8 @@ const GROUPS: usize = 48;
 pub fn read(runs: &[PathBuf]) -> Result<Vec<Run>> {
     let share = |all: usize, most: usize| (all / runs.len().max(1)).clamp(4, most);
     let limits = Limits {
-        pairs: share(PAIRS, 48),
-        groups: share(GROUPS, 16),
+        pairs: share(PAIRS, 32),
+        groups: share(GROUPS, 12),
     };
     let mut read = runs
         .iter()

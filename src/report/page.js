@@ -37,9 +37,8 @@
     const raw = (high - low) / count;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-    const found = [];
-    for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) found.push(+v.toPrecision(12));
-    return found;
+    const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+    return Array.from({ length: last - first + 1 }, (_, i) => +((first + i) * step).toPrecision(12));
   };
   const logTicks = (low, high) => {
     const found = [];
@@ -108,7 +107,7 @@
         if (at > SIZE.top && at < bottom) parts.push(`<line class="limit" x1="${SIZE.left}" x2="${right}" y1="${fix(at)}" y2="${fix(at)}"/>`);
       }
     }
-    for (const value of log ? logTicks(low, high) : ticks(low, high, 4)) {
+    for (const value of log ? logTicks(low, high) : ticks(low, high, 5)) {
       const at = y(value);
       if (at < SIZE.top - 1 || at > bottom + 1) continue;
       parts.push(`<line class="axis" x1="${SIZE.left}" x2="${right}" y1="${fix(at)}" y2="${fix(at)}"/>`,
@@ -124,7 +123,7 @@
       if (smoothing) parts.push(`<path class="raw ${colour}" d="${path(line.steps, line.y)}"/>`);
       const dash = Math.floor(line.run / COLOURS) % 2 ? ' dash' : '';
       parts.push(`<path class="line ${colour}${dash}" d="${path(line.steps, line.soft)}"/>`);
-      if (line.steps.length === 1 || line.e) {
+      if (line.steps.length <= 3 || line.e) {
         line.steps.forEach((step, i) => {
           if (line.e) parts.push(`<line class="error ${colour}" x1="${fix(x(step))}" x2="${fix(x(step))}" y1="${fix(y(line.y[i] - line.e[i]))}" y2="${fix(y(line.y[i] + line.e[i]))}"/>`);
           parts.push(`<circle class="dot ${colour}" r="2.5" cx="${fix(x(step))}" cy="${fix(y(line.soft[i]))}"/>`);
@@ -165,7 +164,7 @@
       const row = make('div');
       const label = make('span');
       label.append(make('span', `swatch c${line.run % COLOURS}`), many ? data.runs[line.run] : (smoothing ? 'smoothed' : 'value'));
-      const raw = smoothing ? ` (${format(line.y[i])})` : '';
+      const raw = smoothing ? ` (raw ${format(line.y[i])})` : '';
       const error = line.e ? ` ± ${format(line.e[i])}` : '';
       row.append(label, make('span', 'num', format(line.soft[i]) + error + raw));
       tip.append(row);
@@ -208,9 +207,10 @@
 
   function build(spec) {
     const values = spec.lines.flatMap((line) => line.y);
-    const positive = values.every((v) => v > 0);
+    // What only counts up has nothing to show on such an axis.
+    const positive = !['num_tokens', 'epoch'].includes(spec.name) && values.every((v) => v > 0);
     const ratio = positive ? values.reduce((a, b) => Math.max(a, b)) / values.reduce((a, b) => Math.min(a, b)) : 1;
-    const chart = { ...spec, log: positive && ratio > 100 && !spec.name.startsWith('num_') };
+    const chart = { ...spec, log: positive && ratio > 100 };
     const card = make('div', 'chart');
     const head = make('div', 'head');
     chart.read = make('span', 'read num');
@@ -245,7 +245,7 @@
   Object.assign(slider, { type: 'range', min: 0, max: 0.98, step: 0.02, value: 0 });
   slider.addEventListener('input', () => { smoothing = +slider.value; charts.forEach(draw); });
   label.append(slider);
-  tools.append(label);
+  tools.append(label, make('span', 'sub', 'against the training step'));
   if (many) {
     const legend = make('div', 'legend');
     data.runs.forEach((name, run) => {
@@ -277,6 +277,10 @@
     if (group.constant.length) {
       const same = group.constant.map(([name, value]) => `${name} ${value}`).join(' · ');
       section.append(make('p', 'constant', `the same at every step: ${same}`));
+    }
+    if (group.repeated.length) {
+      const same = group.repeated.map(([name, of]) => `${name} is ${of}`).join(' · ');
+      section.append(make('p', 'constant', `with the same values: ${same}`));
     }
     host.append(section);
   }

@@ -48,8 +48,14 @@ pub fn render(runs: &[Run]) -> Result<String> {
         [run] => run.name.clone(),
         _ => format!("{} runs", runs.len()),
     };
+    let labels: Vec<String> = runs
+        .iter()
+        .filter_map(Run::main_score)
+        .map(|s| label(&s))
+        .collect();
     let context = json!({
         "title": title,
+        "score_label": labels.first().filter(|first| labels.iter().all(|l| l == *first)),
         "version": env!("CARGO_PKG_VERSION"),
         "style": STYLE,
         "style_hash": policy_hash(STYLE),
@@ -112,7 +118,7 @@ fn run_context(index: usize, run: &Run) -> Value {
         "sampled": run.sampled_score().map(|s| score_context(&s)),
         "evaluated": run.history.evaluations.first().map(|e| e.step)
             .zip(run.history.evaluations.last().map(|e| e.step)),
-        "accuracies": scores.iter().filter(|s| s.is_accuracy()).map(score_context).collect::<Vec<_>>(),
+        "accuracies": accuracies(&scores),
         "other_scores": scores.iter().filter(|s| !s.is_accuracy()).map(score_context).collect::<Vec<_>>(),
         "only_scores": match run.history.evaluations.as_slice() {
             [only] => json!({"step": only.step, "scores": only.scores.iter()
@@ -133,6 +139,28 @@ fn run_context(index: usize, run: &Run) -> Value {
     })
 }
 
+/// Shares of right answers. Readings of the same answers that agree stand in one row.
+fn accuracies(scores: &[Score]) -> Vec<Value> {
+    let mut rows: Vec<(&Score, Vec<&str>)> = Vec::new();
+    for found in scores.iter().filter(|s| s.is_accuracy()) {
+        let (family, reading) = found.metric.split_once(',').unwrap_or((&found.metric, ""));
+        let agrees = |row: &&mut (&Score, Vec<&str>)| {
+            let same = row.0.metric.split(',').next() == Some(family) && row.0.set == found.set;
+            same && (row.0.before, row.0.after) == (found.before, found.after)
+        };
+        match rows.iter_mut().find(agrees) {
+            Some((_, also)) => also.push(reading),
+            None => rows.push((found, Vec::new())),
+        }
+    }
+    let context = |(found, also): &(&Score, Vec<&str>)| {
+        let mut context = score_context(found);
+        context["also"] = json!(also.join(", "));
+        context
+    };
+    rows.iter().map(context).collect()
+}
+
 fn score_context(found: &Score) -> Value {
     let percent = |(value, stderr): (f64, Option<f64>)| {
         let clamp = |x: f64| (100.0 * x).clamp(0.0, 100.0);
@@ -145,14 +173,19 @@ fn score_context(found: &Score) -> Value {
         })
     };
     let is_count = !found.is_accuracy() && found.metric.ends_with("tokens");
-    let text = |(value, stderr): (f64, Option<f64>)| match (is_count, stderr) {
-        (true, Some(stderr)) => format!("{value:.1} ± {stderr:.1}"),
-        (true, None) => format!("{value:.1}"),
-        (false, _) => score(value, stderr),
+    let text = |(value, stderr): (f64, Option<f64>)| {
+        let text = match (is_count, stderr.filter(|&stderr| stderr > 0.0)) {
+            (true, Some(stderr)) => format!("{value:.1} ± {stderr:.1}"),
+            (true, None) => format!("{value:.1}"),
+            (false, stderr) => score(value, stderr),
+        };
+        // On a narrow screen the line breaks before the sign, not after it.
+        text.replace("± ", "±\u{a0}")
     };
     json!({
         "set": found.set,
         "metric": found.metric,
+        "label": label(found),
         "before": percent(found.before),
         "after": percent(found.after),
         "before_text": text(found.before),
@@ -171,6 +204,10 @@ fn score_context(found: &Score) -> Value {
             _ => "same",
         },
     })
+}
+
+fn label(found: &Score) -> String {
+    format!("{} {}", found.set, found.metric)
 }
 
 fn stderr_of(stderr: f64) -> Option<f64> {
