@@ -148,10 +148,11 @@ fn scores(charts: &mut Charts, runs: &[Run]) -> Vec<Value> {
             .find(|chart| chart["lines"] == json!(lines))
         {
             Some(chart) => {
-                let about = chart["about"].as_str().unwrap_or_default();
-                let start = if about.is_empty() { "and" } else { about };
                 let reading = name.rsplit([',', '/']).next().unwrap_or(name);
-                chart["about"] = json!(format!("{start} {reading}"));
+                chart["about"] = json!(match chart["about"].as_str() {
+                    Some("") | None => format!("and {reading}"),
+                    Some(about) => format!("{about}, {reading}"),
+                });
             }
             None => drawn.push(json!({"name": name, "about": "", "healthy": null, "lines": lines})),
         }

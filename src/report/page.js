@@ -65,6 +65,8 @@
     }
     return Math.abs(steps[low] - at) <= Math.abs(steps[high] - at) ? low : high;
   };
+  // A run that has not begun or has ended says nothing at a step.
+  const covers = (line, at) => at >= line.steps[0] - 0.5 && at <= line.steps[line.steps.length - 1] + 0.5;
   const shown = (chart) => chart.lines.filter((line) => !hidden.has(line.run));
 
   function draw(chart) {
@@ -151,7 +153,7 @@
       const { x, y, from, to, bottom } = chart.place;
       if (at < from || at > to) { rest(chart); continue; }
       const dots = [`<line class="cross" x1="${x(at)}" x2="${x(at)}" y1="${SIZE.top}" y2="${bottom}"/>`];
-      for (const line of chart.lines_drawn) {
+      for (const line of chart.lines_drawn.filter((l) => covers(l, at))) {
         const i = nearest(line.steps, at);
         dots.push(`<circle class="dot k${line.run % COLOURS}" r="3.2" cx="${x(line.steps[i])}" cy="${y(line.soft[i])}"/>`);
         if (!many) chart.read.textContent = format(line.soft[i]);
@@ -159,14 +161,16 @@
       chart.hover.innerHTML = dots.join('');
     }
     tip.replaceChildren(make('div', '', `${active.name} · step ${short(Math.round(at))}`));
-    for (const line of active.lines_drawn) {
+    for (const line of active.lines_drawn.filter((l) => covers(l, at))) {
       const i = nearest(line.steps, at);
+      const step = Math.round(line.steps[i]);
       const row = make('div');
       const label = make('span');
       label.append(make('span', `swatch c${line.run % COLOURS}`), many ? data.runs[line.run] : (smoothing ? 'smoothed' : 'value'));
       const raw = smoothing ? ` (raw ${format(line.y[i])})` : '';
+      const elsewhere = step === Math.round(at) ? '' : ` at ${step}`;
       const error = line.e ? ` ± ${format(line.e[i])}` : '';
-      row.append(label, make('span', 'num', format(line.soft[i]) + error + raw));
+      row.append(label, make('span', 'num', format(line.soft[i]) + error + raw + elsewhere));
       tip.append(row);
     }
     tip.hidden = false;
