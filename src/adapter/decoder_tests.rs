@@ -8,6 +8,7 @@ use crate::model::{
     Arch, Batch, Coefficients, Dtype, Keep, ModelConfig, Placement, RopeConfig, RopeScaling,
     Weights, expected_tensors, random_weights,
 };
+use crate::ops::Backend;
 use crate::ops::random::Stream;
 
 pub(super) fn decoder(tied: bool, placement: Placement) -> Decoder {

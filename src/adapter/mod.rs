@@ -42,7 +42,6 @@ pub use svd::{SVD_VERSION, Svd, SvdCache, SvdKey, decompose_all, truncated_svd, 
 pub use tying::Tying;
 
 use crate::model::{Decoder, Weights};
-use crate::ops::Backend;
 use crate::{Error, Result};
 use full::Full;
 use lora::LoraModule;
@@ -114,10 +113,7 @@ impl Adapter {
     ) -> Result<Self> {
         spec.validate()?;
         let placement = &decoder.placement;
-        let dtype = match placement.backend {
-            Backend::Cpu => DType::F32,
-            Backend::Portable => placement.dtype,
-        };
+        let dtype = placement.activation_dtype();
         let tying = Tying::new(spec, base.num_layers);
         let maps = tying
             .modules
@@ -378,6 +374,11 @@ impl Adapter {
                 Gradients::large(self.num_parameters(), Some(Arc::clone(&full.places)))
             }
         }
+    }
+
+    /// Whether [`Self::gradients_per_sequence`] is possible.
+    pub fn has_sequence_gradients(&self) -> bool {
+        matches!(self.core, Core::TinyLora(_) | Core::LoraXs(_))
     }
 
     /// Zeroed gradients, one row a sequence. Micro-batches must not share prompts then.

@@ -207,6 +207,15 @@ impl Placement {
         }
     }
 
+    /// Number format of activations and of an adapter's factors: f32 on the CPU backend, whatever
+    /// the matrices are held in.
+    pub fn activation_dtype(&self) -> DType {
+        match self.backend {
+            Backend::Cpu => DType::F32,
+            Backend::Portable => self.dtype,
+        }
+    }
+
     /// Norms and biases: f32 on the CPU backend, else the placement's dtype.
     fn vector(&self, values: Vec<f32>) -> Result<Tensor> {
         let tensor = Tensor::new(values, &self.device)?;

@@ -18,14 +18,11 @@ mod tinylora;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
-
 use super::modules::ModuleId;
 use super::spec::{AdapterKind, AdapterSpec};
 use super::tying::Tying;
 use super::{Adapter, BaseModel};
 use crate::model::Decoder;
-use crate::ops::Backend;
 use crate::{Error, Result};
 use config::PeftConfig;
 use tensors::TensorFile;
@@ -167,10 +164,7 @@ impl PeftAdapter {
             }
         }
         let placement = &decoder.placement;
-        let dtype = match placement.backend {
-            Backend::Cpu => DType::F32,
-            Backend::Portable => placement.dtype,
-        };
+        let dtype = placement.activation_dtype();
         let mut adapter = Adapter::lora(&spec, base, &all_shapes, &placement.device, dtype)?;
         adapter.set_parameters(&numbers)?;
         Ok(adapter)

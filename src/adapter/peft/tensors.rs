@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 
+use crate::adapter::file::widen;
+use crate::adapter::spec::StoredDtype;
 use crate::run::fs;
 use crate::{Error, Result};
 
@@ -62,16 +63,13 @@ impl TensorFile {
             return self.refuse(name, "is missing");
         };
         let (start, end) = info.data_offsets;
-        let data = &self.bytes[self.data_start + start..self.data_start + end];
-        let pairs = || data.as_chunks::<2>().0.iter();
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F16 => pairs().map(|&x| f16::from_le_bytes(x).to_f32()).collect(),
-            Dtype::BF16 => pairs().map(|&x| bf16::from_le_bytes(x).to_f32()).collect(),
-            _ => {
-                let words = data.as_chunks::<4>().0.iter();
-                words.map(|&x| f32::from_le_bytes(x)).collect()
-            }
+        let dtype = match info.dtype {
+            Dtype::F16 => StoredDtype::F16,
+            Dtype::BF16 => StoredDtype::Bf16,
+            _ => StoredDtype::F32,
         };
+        let data = &self.bytes[self.data_start + start..self.data_start + end];
+        let values = widen(data, dtype);
         match values.iter().find(|x| !x.is_finite()) {
             Some(x) => self.refuse(name, format!("holds {x}")),
             None => Ok(values),

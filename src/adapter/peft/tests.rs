@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::*;
 use crate::adapter::{LowRank, Projection, Sigma, SvdCache, Tie};

@@ -158,11 +158,7 @@ pub(super) fn belongs(place: &Place, a: &[f32], b: &[f32], decoder: &Decoder) ->
         .weight;
     let placement = &decoder.placement;
     let a = Tensor::from_slice(&a[..place.shape[1]], (1, place.shape[1]), &placement.device)?;
-    let dtype = match placement.backend {
-        crate::ops::Backend::Cpu => candle_core::DType::F32,
-        crate::ops::Backend::Portable => placement.dtype,
-    };
-    let image = weight.forward(&a.to_dtype(dtype)?, None)?;
+    let image = weight.forward(&a.to_dtype(placement.activation_dtype())?, None)?;
     let image = image
         .flatten_all()?
         .to_dtype(candle_core::DType::F32)?
