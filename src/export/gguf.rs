@@ -2,7 +2,12 @@
 //! `<tensor>.lora_a` `[r, in]` and `<tensor>.lora_b` `[out, r]`, which multiply to ΔW times
 //! `adapter.lora.alpha` / r.
 
+use std::io::Cursor;
 use std::path::Path;
+
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 
 use super::Named;
 use crate::adapter::{Adapter, ModuleId, ModuleKind};
@@ -10,15 +15,8 @@ use crate::model::{Arch, ModelConfig};
 use crate::run::fs;
 use crate::{Error, Result};
 
-const VERSION: u32 = 3;
-/// Tensor data begin at multiples of this: GGUF's default.
-const ALIGNMENT: usize = 32;
-/// GGUF's numbers of value types.
-const TYPE_U32: u32 = 4;
-const TYPE_F32: u32 = 6;
-const TYPE_STRING: u32 = 8;
-/// GGUF's number of the tensor type f32, and of a file made of it.
-const F32: u32 = 0;
+/// GGUF's number of a file whose tensors are f32.
+const ALL_F32: u32 = 0;
 
 /// Writes an adapter as llama.cpp reads it: lora_a = A, lora_b = B·M in f32, alpha = r.
 ///
@@ -44,22 +42,36 @@ pub fn write_gguf_lora(adapter: &Adapter, config: &ModelConfig, path: &Path) -> 
         }
         tensors.push(b);
     }
-    let name = format!("{} adapter", adapter.spec().kind.name());
-    let metadata: [(&str, MetadataValue<'_>); 6] = [
+    let tensors = tensors
+        .into_iter()
+        .map(
+            |Named {
+                 name,
+                 shape,
+                 values,
+             }| {
+                let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+                Ok((name, QTensor::quantize(&tensor, GgmlDType::F32)?))
+            },
+        )
+        .collect::<Result<Vec<_>>>()?;
+    let text = |text: &str| Value::String(text.to_owned());
+    let metadata = [
+        ("general.architecture", text(config.arch.name())),
+        ("general.type", text("adapter")),
         (
-            "general.architecture",
-            MetadataValue::Text(config.arch.name()),
+            "general.name",
+            text(&format!("{} adapter", adapter.spec().kind.name())),
         ),
-        ("general.type", MetadataValue::Text("adapter")),
-        ("general.name", MetadataValue::Text(&name)),
-        ("general.file_type", MetadataValue::Integer(F32)),
-        ("adapter.type", MetadataValue::Text("lora")),
-        (
-            "adapter.lora.alpha",
-            MetadataValue::Float(adapter.spec().r as f32),
-        ),
+        ("general.file_type", Value::U32(ALL_F32)),
+        ("adapter.type", text("lora")),
+        ("adapter.lora.alpha", Value::F32(adapter.spec().r as f32)),
     ];
-    fs::write_atomic(path, &file(&metadata, &tensors))
+    let metadata = metadata.each_ref().map(|(key, value)| (*key, value));
+    let tensors: Vec<_> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    let mut file = Cursor::new(Vec::new());
+    gguf_file::write(&mut file, &metadata, &tensors)?;
+    fs::write_atomic(path, &file.into_inner())
 }
 
 fn gguf_name(kind: ModuleKind) -> &'static str {
@@ -94,63 +106,6 @@ fn interleave(values: &[f32], heads: usize, rows: usize, columns: usize) -> Vec<
         .flat_map(|row| &values[source(row) * columns..][..columns])
         .copied()
         .collect()
-}
-
-enum MetadataValue<'a> {
-    Text(&'a str),
-    Integer(u32),
-    Float(f32),
-}
-
-fn file(metadata: &[(&str, MetadataValue<'_>)], tensors: &[Named]) -> Vec<u8> {
-    let mut bytes = b"GGUF".to_vec();
-    bytes.extend(VERSION.to_le_bytes());
-    bytes.extend((tensors.len() as u64).to_le_bytes());
-    bytes.extend((metadata.len() as u64).to_le_bytes());
-    for (key, value) in metadata {
-        text(&mut bytes, key);
-        match value {
-            MetadataValue::Text(value) => {
-                bytes.extend(TYPE_STRING.to_le_bytes());
-                text(&mut bytes, value);
-            }
-            MetadataValue::Integer(value) => {
-                bytes.extend(TYPE_U32.to_le_bytes());
-                bytes.extend(value.to_le_bytes());
-            }
-            MetadataValue::Float(value) => {
-                bytes.extend(TYPE_F32.to_le_bytes());
-                bytes.extend(value.to_le_bytes());
-            }
-        }
-    }
-    let mut offset = 0;
-    for tensor in tensors {
-        text(&mut bytes, &tensor.name);
-        bytes.extend((tensor.shape.len() as u32).to_le_bytes());
-        // The fastest dimension comes first there.
-        for &n in tensor.shape.iter().rev() {
-            bytes.extend((n as u64).to_le_bytes());
-        }
-        bytes.extend(F32.to_le_bytes());
-        bytes.extend((offset as u64).to_le_bytes());
-        offset += (tensor.values.len() * 4).next_multiple_of(ALIGNMENT);
-    }
-    for tensor in tensors {
-        pad(&mut bytes);
-        bytes.extend(tensor.values.iter().flat_map(|x| x.to_le_bytes()));
-    }
-    pad(&mut bytes);
-    bytes
-}
-
-fn text(bytes: &mut Vec<u8>, text: &str) {
-    bytes.extend((text.len() as u64).to_le_bytes());
-    bytes.extend(text.as_bytes());
-}
-
-fn pad(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
 }
 
 #[cfg(test)]
