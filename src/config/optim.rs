@@ -1,4 +1,5 @@
-//! `[optim]`: AdamW or the natural gradient, gradient clipping and the learning-rate schedule, under transformers' names.
+//! `[optim]`: AdamW or the natural gradient, gradient clipping and the learning-rate schedule, under
+//! transformers' names.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +32,7 @@ pub enum OptimizerKind {
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
     /// `adamw`, or `natural`: the exact natural gradient of up to 1024 parameters, which needs no
-    /// learning rate (with more parameters it is `adamw`).
+    /// learning rate (with more parameters, and for `lora` and `full`, it is `adamw`).
     #[serde(rename = "type")]
     pub kind: OptimizerKind,
     /// Largest learning rate of the schedule.

@@ -171,7 +171,7 @@ impl GrpoTrainer<'_> {
         direction: &Direction,
     ) -> Result<Trial> {
         let start = self.learner.adapter().parameters().to_vec();
-        let allowed = TOLERANCE * self.learner.kl_per_step();
+        let allowed = TOLERANCE * direction.kl_per_step;
         if direction.step.iter().all(|x| *x == 0.0) {
             return Ok(Trial::default());
         }

@@ -7,11 +7,12 @@ use super::importance::SamplerRatio;
 use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, token_weights};
 use super::*;
 use crate::Result;
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, AdapterKind, AdapterSpec, BaseModel, SvdCache};
 use crate::config::{GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind};
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
 use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
+use crate::optim::Learner;
 use crate::reward::{Grader, RewardSet};
 use crate::rollout::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
 use crate::run::training::{StepOutput, Trainer};
@@ -336,7 +337,11 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
         steps_per_generation: 2,
         ..config()
     };
-    let world = World::new(cpu(), config);
+    assert_resumes(&World::new(cpu(), config));
+}
+
+/// Four steps, and two and two with a new trainer between, end with the same bits.
+fn assert_resumes(world: &World) {
     let (expected, outputs) = world.train(4);
     assert_learns(&outputs);
     let mut first = world.trainer();
@@ -466,16 +471,28 @@ fn scores_of_completions_are_those_of_finite_differences() {
 
 #[test]
 fn a_restored_natural_gradient_goes_on_to_the_same_bits() {
+    assert_resumes(&World::new(cpu(), config()).natural());
+}
+
+#[test]
+fn an_adapter_without_scores_of_its_completions_is_trained_by_adamw() {
     let world = World::new(cpu(), config()).natural();
-    let (expected, _) = world.train(4);
-    let mut first = world.trainer();
-    for _ in 0..2 {
-        first.step(&mut |_, _| {}).expect("a step");
-    }
-    let mut second = world.trainer();
-    second.restore(&first.state()).expect("restored");
-    for _ in 0..2 {
-        second.step(&mut |_, _| {}).expect("a step");
-    }
-    assert_eq!(second.adapter().parameters(), expected);
+    let learner = |kind| {
+        let spec = AdapterSpec {
+            kind,
+            ..AdapterSpec::default()
+        };
+        let base = BaseModel {
+            name: "test".into(),
+            hash: "test".into(),
+            num_layers: world.decoder.config.num_hidden_layers,
+        };
+        let cache = SvdCache::disabled();
+        let adapter = Adapter::new(&spec, base, &world.decoder, &cache, &|_, _| ());
+        Learner::new(adapter.expect("an adapter"), &world.optim, 10)
+    };
+    assert!(learner(AdapterKind::TinyLora).is_natural());
+    assert!(learner(AdapterKind::LoraXs).is_natural());
+    assert!(!learner(AdapterKind::Lora).is_natural());
+    assert!(!learner(AdapterKind::Full).is_natural());
 }

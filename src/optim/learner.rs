@@ -1,9 +1,10 @@
 //! An adapter and the optimizer that trains it.
 
+use super::natural::MAX_PARAMETERS;
 use super::{Direction, Optimizer, Update};
 use crate::Result;
 use crate::adapter::{Adapter, Gradients};
-use crate::config::OptimConfig;
+use crate::config::{OptimConfig, OptimizerKind};
 use crate::run::TrainState;
 
 /// What both training methods do with a gradient.
@@ -14,10 +15,24 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// For a run of `total_updates` optimizer updates.
+    /// For a run of `total_updates` optimizer updates. The natural gradient is for adapters of at
+    /// most [`MAX_PARAMETERS`] parameters with a gradient for every sequence; for others it is AdamW,
+    /// with a warning.
     pub fn new(adapter: Adapter, config: &OptimConfig, total_updates: u64) -> Self {
-        let optimizer = Optimizer::new(config, adapter.num_parameters(), total_updates)
-            .without_decay(adapter.without_decay());
+        let count = adapter.num_parameters();
+        let mut config = config.clone();
+        let is_small = count <= MAX_PARAMETERS && adapter.has_sequence_gradients();
+        if config.kind == OptimizerKind::Natural && !is_small {
+            config.kind = OptimizerKind::Adamw;
+            tracing::warn!(
+                "optim.type = \"natural\" is for tinylora and lora-xs with at most {MAX_PARAMETERS} \
+                 parameters, {} has {count}: adamw with optim.learning_rate = {}",
+                adapter.spec().kind.name(),
+                config.learning_rate
+            );
+        }
+        let optimizer =
+            Optimizer::new(&config, count, total_updates).without_decay(adapter.without_decay());
         Self { adapter, optimizer }
     }
 
@@ -45,11 +60,6 @@ impl Learner {
     /// See [`Optimizer::is_natural`].
     pub fn is_natural(&self) -> bool {
         self.optimizer.is_natural()
-    }
-
-    /// See [`Optimizer::kl_per_step`].
-    pub fn kl_per_step(&self) -> f64 {
-        self.optimizer.kl_per_step()
     }
 
     /// See [`Optimizer::propose`]; the parameters stay where they are.

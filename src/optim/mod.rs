@@ -59,12 +59,10 @@ impl Optimizer {
     /// For `num_parameters` values, in a run of `total_updates` updates.
     pub fn new(config: &OptimConfig, num_parameters: usize, total_updates: u64) -> Self {
         let rule = match config.kind {
-            OptimizerKind::Natural if num_parameters <= natural::MAX_PARAMETERS => {
+            OptimizerKind::Natural => {
                 Rule::Natural(Natural::new(NaturalParams::from(config), num_parameters))
             }
-            OptimizerKind::Adamw | OptimizerKind::Natural => {
-                Rule::AdamW(AdamW::new(config, num_parameters))
-            }
+            OptimizerKind::Adamw => Rule::AdamW(AdamW::new(config, num_parameters)),
         };
         Self {
             rule,
@@ -126,14 +124,6 @@ impl Optimizer {
         let direction = natural.propose(scores, coefficients, self.updates + 1, factor)?;
         self.updates += 1;
         Ok(direction)
-    }
-
-    /// Divergence of a full step of the natural gradient; 0 under AdamW.
-    pub fn kl_per_step(&self) -> f64 {
-        match &self.rule {
-            Rule::Natural(natural) => natural.params().kl_per_step,
-            Rule::AdamW(_) => 0.0,
-        }
     }
 
     fn moments(&self) -> (&[f32], &[f32]) {

@@ -58,6 +58,8 @@ pub struct Natural {
 pub struct Direction {
     /// Δv at full length, `[p]`.
     pub step: Vec<f64>,
+    /// δ: divergence of a full step, nats per completion.
+    pub kl_per_step: f64,
     /// −g·Δv of the batch's own gradient: what the linear model of the loss promises.
     pub predicted_improvement: f64,
     /// Largest over smallest eigenvalue of F̃ with its diagonal scaled to 1.
@@ -75,10 +77,6 @@ impl Natural {
             gradient: vec![0.0; num_parameters],
             curvature: vec![0.0; 2 * num_parameters * num_parameters],
         }
-    }
-
-    pub fn params(&self) -> &NaturalParams {
-        &self.params
     }
 
     pub fn num_parameters(&self) -> usize {
@@ -138,6 +136,7 @@ impl Natural {
         };
         let step: Vec<f64> = solved.iter().map(|x| -length * x).collect();
         Ok(Direction {
+            kl_per_step: self.params.kl_per_step,
             predicted_improvement: -dot(&gradient, &step),
             condition_number: metric.condition_number(),
             shrinkage,
