@@ -278,6 +278,49 @@ fn hub_cache(place: &Place) {
 }
 
 #[test]
+fn bench_reports_every_phase() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let small = [
+        "--prompts",
+        "2",
+        "--num-generations",
+        "2",
+        "--max-tokens",
+        "4",
+    ];
+    let ask = [&["bench", "--repeats", "1"], &small[..]].concat();
+    let report: Value =
+        serde_json::from_str(&place.succeed(&[&ask[..], &["--json"]].concat())).unwrap();
+    for key in ["gemm_peak_gflops", "svd_s", "load_s"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    for phase in ["prefill", "rollout", "forward", "backward", "step"] {
+        for key in [
+            "seconds",
+            "tokens",
+            "tokens_per_s",
+            "gflops",
+            "share_of_peak",
+        ] {
+            assert!(report[phase][key].as_f64().unwrap() > 0.0, "{phase} {key}");
+        }
+    }
+    // At most 2 × 2 completions of 4 tokens.
+    let tokens = report["rollout"]["tokens"].as_u64().unwrap();
+    assert!((4..=16).contains(&tokens), "{tokens}");
+    let seconds = |phase: &str| report[phase]["seconds"].as_f64().unwrap();
+    let parts = seconds("rollout") + seconds("forward") + seconds("backward");
+    assert!((seconds("step") - parts).abs() < 1e-9);
+    assert!(place.succeed(&ask).contains("of peak"));
+    place.refuse(
+        &["bench", "--max-tokens", "100000"],
+        2,
+        "--max-tokens 100000",
+    );
+    place.refuse(&["bench", "--prompts", "0"], 2, "--prompts");
+}
+
+#[test]
 fn a_run_has_its_page_and_one_is_made_of_several() {
     let place = Place::with_run();
     let runs = std::fs::read_dir(place.path("runs")).unwrap();

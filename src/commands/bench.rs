@@ -1,7 +1,6 @@
 //! `tinylora bench`: how fast this machine samples and trains, against its own peak.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
@@ -10,12 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::adapter::{Adapter, AdapterSpec, SvdCache};
 use crate::cli::GlobalArgs;
-use crate::config::DataConfig;
+use crate::config::{DataConfig, GrpoConfig};
 use crate::data::prompts::Template;
-use crate::model::{Batch, Flops, Keep, LoadOptions, Model, OpenOptions};
+use crate::model::{Batch, Flops, Keep, LoadOptions, Model, OpenOptions, pack};
 use crate::ops::cpu::PackedMatrix;
 use crate::ops::{Span, head};
 use crate::rollout::{Completion, Engine, NativeEngine, Request, SamplingParams};
+use crate::run::environment;
 use crate::run::progress::{Bar, Progress};
 use crate::{Error, Result, data};
 
@@ -289,7 +289,7 @@ impl Bench<'_> {
         Ok((pass, completions))
     }
 
-    /// The update on all groups, as the trainer makes it on its first pass.
+    /// The update on all groups, packed as the trainer packs them.
     fn update(&self, completions: &[Vec<Completion>]) -> Result<(Pass, Pass)> {
         let decoder = &self.model.decoder;
         let flops = self.flops();
@@ -300,10 +300,16 @@ impl Bench<'_> {
             flops: 0.0,
         };
         let (mut forward, mut backward) = (zero, zero);
-        for (prompt, group) in self.prompts.iter().zip(completions) {
+        let rows = |(prompt, group): (&Vec<u32>, &Vec<Completion>)| {
+            prompt.len() + group.iter().map(|c| c.tokens.len() - 1).sum::<usize>()
+        };
+        let sizes: Vec<usize> = self.prompts.iter().zip(completions).map(rows).collect();
+        for run in pack(&sizes, GrpoConfig::default().micro_batch_tokens) {
             let mut batch = Batch::default();
-            let sampled: Vec<&[u32]> = group.iter().map(|c| &c.tokens[..]).collect();
-            batch.push_group(prompt, &sampled)?;
+            for (prompt, group) in self.prompts[run.clone()].iter().zip(&completions[run]) {
+                let sampled: Vec<&[u32]> = group.iter().map(|c| &c.tokens[..]).collect();
+                batch.push_group(prompt, &sampled)?;
+            }
             let keep = Keep::choose(None, &decoder.config, batch.tokens.len());
             let (layout, targets) = (&batch.layout, batch.targets.len());
 
@@ -445,8 +451,7 @@ impl std::fmt::Display for Report<'_> {
 
 /// Largest resident memory of this process so far, where the system tells (Linux).
 fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string(PathBuf::from("/proc/self/status")).ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    let peak = environment::file_field("/proc/self/status", "VmHWM")?;
+    let kib: f64 = peak.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024.0 / 1e6)
 }
