@@ -323,7 +323,6 @@ mod tests {
 
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "kebab-case")]
-    #[allow(dead_code, reason = "only its shape matters")]
     enum Colour {
         Red,
         DarkBlue,
@@ -331,7 +330,6 @@ mod tests {
 
     #[derive(serde::Deserialize, Default)]
     #[serde(default, deny_unknown_fields)]
-    #[allow(dead_code, reason = "only its shape matters")]
     struct Inner {
         count: u32,
         #[serde(rename = "type")]
@@ -341,7 +339,6 @@ mod tests {
 
     #[derive(serde::Deserialize, Default)]
     #[serde(default)]
-    #[allow(dead_code, reason = "only its shape matters")]
     struct Outer {
         on: bool,
         rate: Option<f64>,

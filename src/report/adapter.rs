@@ -21,7 +21,6 @@ pub struct TrainedNumbers {
     pub origin: String,
     pub spec: AdapterSpec,
     pub model: String,
-    pub model_hash: String,
     pub count: usize,
     /// Bytes of the numbers.
     pub bytes: usize,
@@ -109,7 +108,6 @@ fn read(path: &Path, origin: String) -> Result<TrainedNumbers> {
         drawing,
         norm,
         model: crate::run::environment::public_name(&saved.base.name),
-        model_hash: saved.base.hash,
         spec: saved.spec,
     })
 }

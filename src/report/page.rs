@@ -127,7 +127,6 @@ fn run_context(index: usize, run: &Run) -> Value {
         },
         "findings": findings.iter().map(finding_context).collect::<Vec<_>>(),
         "warnings": warnings,
-        "notes": findings.len() - warnings,
         "watched": run.history.watched(),
         "comparisons": run.comparisons.iter().enumerate().map(comparison_context).collect::<Vec<_>>(),
         "training": run.training.iter().map(group_context).collect::<Vec<_>>(),
@@ -293,7 +292,6 @@ fn numbers_context(numbers: &TrainedNumbers) -> Value {
         "count": count(numbers.count),
         "size": plan::bytes(numbers.bytes),
         "norm": number(numbers.norm),
-        "model_hash": numbers.model_hash.chars().take(16).collect::<String>(),
         "drawing": kind, "bars": bars, "zero": fixed(zero), "ends": ends,
         "width": WIDTH, "height": HEIGHT, "listed": listed,
     })

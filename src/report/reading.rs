@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::adapter::{self, Found, TrainedNumbers};
 use super::configuration::Configuration;
-use super::history::{Evaluation, History, Score};
+use super::history::{History, Score};
 use super::samples::{self, Comparison, TrainingGroup};
 use crate::config::Method;
 use crate::run::{directory, environment, evaluation};
@@ -192,11 +192,6 @@ impl Run {
         scores
             .filter(Score::is_accuracy)
             .find(|s| s.metric.starts_with("sampled_"))
-    }
-
-    /// The only evaluation of a run that has not come to its second.
-    pub fn first_evaluation(&self) -> Option<&Evaluation> {
-        self.history.evaluations.first()
     }
 
     /// Steps done, and of how many where the configuration says so.

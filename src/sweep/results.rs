@@ -142,10 +142,6 @@ impl SweepDirectory {
         })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The run directory of a point.
     pub fn run(&self, name: &str) -> PathBuf {
         self.path.join("runs").join(name)
