@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::Notation;
 use super::lexer::Token;
 
 /// How much of a bare number is one argument.
@@ -90,6 +91,34 @@ pub(super) fn with_letter_e(tokens: &[Token]) -> Option<Vec<Token>> {
         }
     }
     Some(out)
+}
+
+/// The tokens with a union sign for each "or" between intervals and sets, and in the wide notation
+/// for each comma; `None` if nothing is parted so.
+pub(super) fn with_unions(tokens: &[Token], notation: Notation) -> Option<Vec<Token>> {
+    let mut depth = 0usize;
+    let mut parts = 1;
+    let mut out = Vec::with_capacity(tokens.len());
+    for (at, token) in tokens.iter().enumerate() {
+        match token {
+            Token::Op('(' | '[' | '{' | '⦃') => depth += 1,
+            Token::Op(')' | ']' | '}' | '⦄') => depth = depth.saturating_sub(1),
+            token if depth == 0 && token.is_separator() => {
+                let before = matches!(out.last(), Some(Token::Op(')' | ']' | '⦄')));
+                let after = matches!(tokens.get(at + 1), Some(Token::Op('(' | '[' | '⦃')));
+                let joins = notation == Notation::Wide || token.is_or();
+                if !(before && after && joins) {
+                    return None;
+                }
+                parts += 1;
+                out.push(Token::Op('∪'));
+                continue;
+            }
+            _ => {}
+        }
+        out.push(token.clone());
+    }
+    (parts > 1).then_some(out)
 }
 
 /// Number of tokens of a degree sign after `^`: `\circ`, `°` or either in braces.

@@ -1,5 +1,9 @@
 //! Answers as text, for those that are no mathematics and for equality of notation.
 
+use std::sync::LazyLock;
+
+use regex::Regex;
+
 use super::lexer::Token;
 
 /// The tokens as one string without spaces: two answers with the same string differ in notation
@@ -86,6 +90,55 @@ pub(super) fn prose(text: &str) -> String {
         .and_then(|text| text.strip_suffix('⦄'))
         .unwrap_or(&text);
     plain(&text.replace('%', ""))
+}
+
+/// Whether two texts define the same function and differ only in whether its conditions include
+/// their bounds: `E(t)=360t, t ≥ 0` and `E(t)=360t, t > 0`. The formula decides.
+pub(super) fn is_same_definition(a: &str, b: &str) -> bool {
+    static DEFINED: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^[A-Za-z]\([a-z]\)=").expect("valid pattern"));
+    let open = |text: &str| text.replace('≤', "<").replace('≥', ">");
+    DEFINED.is_match(a) && DEFINED.is_match(b) && open(a) == open(b)
+}
+
+/// The text of an answer that is no mathematics, with one form for an x that multiplies, for the
+/// parts of a set that only repeats inequalities, and for parts given twice.
+pub(super) fn loose(text: &str) -> String {
+    static TIMES: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"([0-9])x(\([0-9.])").expect("valid pattern"));
+    static REPEATED: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^[^:]*[<>≤≥][^:]*:").expect("valid pattern"));
+    let mut text = TIMES.replace_all(text, "${1}*${2}").into_owned();
+    if REPEATED.is_match(&text) {
+        text = text.replace('∪', ",");
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in top_level_parts(&text) {
+        let part = part.trim_matches('.');
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    parts.join(",")
+}
+
+/// The text between the commas that stand in no brackets.
+fn top_level_parts(text: &str) -> Vec<&str> {
+    let (mut depth, mut start) = (0usize, 0);
+    let mut parts = Vec::new();
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' | '[' | '{' | '⦃' => depth += 1,
+            ')' | ']' | '}' | '⦄' => depth = depth.saturating_sub(1),
+            ',' if depth == 0 => {
+                parts.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts
 }
 
 /// Whether the answer is a set of all that has a property, such as `\{x \mid x > 0\}`.

@@ -10,7 +10,6 @@ use super::dd::Dd;
 use super::node::{Constant, Node, Relation};
 use super::numeric::{POINTS, Point};
 use super::{Fuel, Notation, exact};
-use relations::value_of;
 
 /// A decimal of at least this many places is read as a rounded value.
 const ROUNDED_PLACES: u32 = 6;
@@ -111,7 +110,7 @@ impl<'f> Comparer<'f> {
             |x: &'_ Node, y: &'_ Node| self.item(Item { node: x, ..a }, Item { node: y, ..b });
         match (a.node, b.node) {
             (Node::Relation(x), Node::Relation(y)) => self.relations(x, a.minus, y, b.minus),
-            (Node::Relation(x), _) => match value_of(x, self.fuel) {
+            (Node::Relation(x), _) => match self.value_of(x) {
                 Some(value) if a.node.any(&is_plus_minus) => pair(value, b.node),
                 Some(value) => self.answers(value, b.node),
                 // A bare `(1, 2)` may as well be a point.

@@ -36,6 +36,15 @@ impl Token {
             _ => false,
         }
     }
+
+    /// Whether the token is the word "or".
+    pub(super) fn is_or(&self) -> bool {
+        match self {
+            Self::Word(word) => word == "or",
+            Self::Text(text) => text.trim_matches([',', ';', ' ']) == "or",
+            _ => false,
+        }
+    }
 }
 
 /// Splits `text` into tokens. Linear in the length of the text; never fails.
@@ -410,9 +419,18 @@ impl Lexer<'_> {
 }
 
 /// Length of a thousands separator at the start of `rest`. A plain comma counts only outside
-/// brackets; `\!` after a comma makes it a separator everywhere.
+/// brackets; `\!` after a comma makes it a separator everywhere, and so it does after an "and" that
+/// took the comma's place.
 fn separator(rest: &str, plain_comma: bool) -> Option<usize> {
-    for candidate in [r",\! ", r",\!", "{,}", " {, }", r"\,", r"\!"] {
+    for candidate in [
+        r",\! ",
+        r",\!",
+        r"\text{ and }\!",
+        "{,}",
+        " {, }",
+        r"\,",
+        r"\!",
+    ] {
         if rest.starts_with(candidate) {
             return Some(candidate.len());
         }

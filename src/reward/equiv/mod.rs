@@ -33,6 +33,7 @@ mod matrix;
 mod node;
 mod numeric;
 mod parser;
+mod strict;
 mod symbols;
 mod words;
 
@@ -103,7 +104,7 @@ pub(super) fn equal(a: &str, b: &str, notation: Notation) -> bool {
 }
 
 /// Whether a text that is no mathematics looks like a statement with an answer in it rather than an
-/// answer: it has formulas in delimiters, or several words.
+/// answer: it has formulas in delimiters, or several words, to the graders in use with a number.
 fn is_statement(text: &str, notation: Notation) -> bool {
     let words = text.split_whitespace().filter(|word| {
         word.chars().count() > 1 && word.chars().all(|c| c.is_alphabetic() || "'.,".contains(c))
@@ -111,8 +112,10 @@ fn is_statement(text: &str, notation: Notation) -> bool {
     text.replace(r"\$", "").contains('$')
         || text.contains(r"\(")
         || text.contains(r"\[")
-        || words.count() >= 4
-        || (notation == Notation::Wide && text.contains("answer"))
+        || match notation {
+            Notation::Standard => words.count() >= 4 && text.contains(|c: char| c.is_ascii_digit()),
+            Notation::Wide => words.count() >= 4 || text.contains("answer"),
+        }
 }
 
 /// The answer in a text with boxes.
@@ -138,14 +141,14 @@ fn same(a: &str, b: &str, notation: Notation, fuel: &Fuel) -> Verdict {
         return Verdict::Different;
     }
     let (text_a, text_b) = (canonical::of_tokens(&a), canonical::of_tokens(&b));
+    let strict = notation == Notation::Standard;
+    if strict && strict::apart((written.0, &a), (written.1, &b)) {
+        return Verdict::Different;
+    }
     if text_a == text_b {
-        // The graders in use do not read `{x | …}`: to them it is the text it is written with.
-        let as_written = notation == Notation::Standard && canonical::is_set_builder(&a);
-        return match as_written {
-            true if canonical::written(written.0) != canonical::written(written.1) => {
-                Verdict::Different
-            }
-            _ => Verdict::Same,
+        return match strict && differ_as_text(written, (&a, &b)) {
+            true => Verdict::Different,
+            false => Verdict::Same,
         };
     }
     let slashes: &[Slash] = match notation {
@@ -157,23 +160,60 @@ fn same(a: &str, b: &str, notation: Notation, fuel: &Fuel) -> Verdict {
         let pair = a.as_ref().zip(b.as_ref());
         pair.is_some_and(|(a, b)| compare::Comparer::new(fuel, notation).answers(a, b))
     };
+    // Other readings of one side, each compared with the plain reading of the other.
+    let others = |tokens: &[Token]| {
+        let readings = [
+            arguments::with_letter_e(tokens),
+            arguments::with_unions(tokens, notation),
+        ];
+        readings.into_iter().flatten()
+    };
     let mut read = (false, false);
     for slash in slashes {
         let nodes = (parse(&a, *slash), parse(&b, *slash));
         read = (nodes.0.is_some(), nodes.1.is_some());
         if equal(&nodes.0, &nodes.1)
-            || arguments::with_letter_e(&a).is_some_and(|a| equal(&parse(&a, *slash), &nodes.1))
-            || arguments::with_letter_e(&b).is_some_and(|b| equal(&nodes.0, &parse(&b, *slash)))
+            || others(&a).any(|a| equal(&parse(&a, *slash), &nodes.1))
+            || others(&b).any(|b| equal(&nodes.0, &parse(&b, *slash)))
         {
             return Verdict::Same;
         }
     }
+    if canonical::is_same_definition(&text_a, &text_b) {
+        return Verdict::Same;
+    }
     match read {
         (true, true) => Verdict::Different,
-        _ if canonical::prose(&text_a) == canonical::prose(&text_b) => Verdict::Same,
+        (false, false) if alike(written, notation) => Verdict::Same,
+        _ if canonical::prose(&text_a) == canonical::prose(&text_b) => {
+            match strict && strict::texts_apart(written.0, written.1) {
+                true => Verdict::Different,
+                false => Verdict::Same,
+            }
+        }
         (false, false) => Verdict::Different,
         _ => Verdict::OneUnread,
     }
+}
+
+/// Whether two texts that are no mathematics say the same but for signs that part and join, as
+/// [`canonical::loose`] has it.
+fn alike(written: (&str, &str), notation: Notation) -> bool {
+    let loose = |text: &str| {
+        // A line break parts as a comma does.
+        let lines = text.trim().replace('\n', ", ");
+        canonical::loose(&canonical::of_tokens(&prepare(&lines, notation)))
+    };
+    loose(written.0) == loose(written.1)
+}
+
+/// Whether two answers with the same signs are, to the graders in use, two texts.
+fn differ_as_text(written: (&str, &str), tokens: (&[Token], &[Token])) -> bool {
+    if canonical::is_set_builder(tokens.0) {
+        return canonical::written(written.0) != canonical::written(written.1);
+    }
+    let unread = |tokens| parser::parse(tokens, Notation::Standard, Slash::OverProduct).is_none();
+    strict::texts_apart(written.0, written.1) && unread(tokens.0) && unread(tokens.1)
 }
 
 /// Whether an answer can be read as mathematics.

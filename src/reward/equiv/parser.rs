@@ -255,6 +255,7 @@ impl<'a> Parser<'a> {
             };
             self.at += 1;
             let sign = self.signs().unwrap_or(Sign::Plus);
+            let start = factors.len();
             if op == '*' || self.slash == Slash::OverFactor {
                 let first = self.factor()?;
                 let first = if op == '*' {
@@ -272,6 +273,10 @@ impl<'a> Parser<'a> {
                     Node::Product(divisor)
                 };
                 factors.push(sign.apply(Node::Recip(Box::new(divisor))));
+            }
+            // `x < 2:(-∞, 2)`: a colon before a set divides nothing.
+            if op == ':' && factors[start..].iter().any(divides_by_set) {
+                return None;
             }
         }
         if factors.len() == 1 {
@@ -518,6 +523,11 @@ impl<'a> Parser<'a> {
             _ => None,
         }
     }
+}
+
+/// One over a set, an interval or a point.
+fn divides_by_set(factor: &Node) -> bool {
+    matches!(factor, Node::Recip(divisor) if !divisor.is_scalar())
 }
 
 #[derive(Clone, Copy)]

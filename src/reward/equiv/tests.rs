@@ -263,6 +263,112 @@ fn wide_notation_reads_more() {
 }
 
 #[test]
+fn the_strict_notation_leaves_unread_what_the_others_do() {
+    let pairs = [
+        ("3:15 \\text{ a.m.}", r"\text{3:15 a.m.}"),
+        ("(0,4]", "(0; 4]"),
+        (r"7, \pm 3", r"7; \pm 3"),
+        (r"\{1\}\cup(2,3)", r"\{1\}\bigcup(2,3)"),
+        ("x=(0,1)\\cup(2,3)", "x=(0,1) U (2,3)"),
+        ("12", r"12~\mathrm{kg}"),
+        (r"12\text{ units}", r"12\text{ units}\\"),
+        (r"12 \mathrm{~m}", r"12 \mathrm{~m} \quad"),
+        (
+            r"12 \mathrm{~m} / \mathrm{s}",
+            r"\frac{2(12 \mathrm{~m} / \mathrm{s})}{2}",
+        ),
+        (r"12 \mathrm{~m}", r"12 \mathrm{~m} \approx 12.000"),
+        (r"12\text{ stamps}", "12 stamps"),
+        (r"\frac{a+1}{b}", r"{a+1 \over b}"),
+        (r"\frac{2}{7}", r"\frac{2}{7}=0.29"),
+        (r"P(red or green)=\frac{1}{3}", r"\frac{1}{3}"),
+        (r"\text{red}", r"\mathbf{\text{red}}"),
+        (r"\text{red, green}", r#""red, green""#),
+        (
+            r"area: [0,1], length: \mathbb{R}",
+            r"area: [0,1]\text{ and }length: \mathbb{R}",
+        ),
+        (r"v_{\text{max}} / \sqrt{3}", r"v_{\text{max}} / \sqrt{3}."),
+        (r"x<2:(-\infty,2)", r"x\lt 2:(-\infty,2)"),
+        (r"\max at (0, \pi)", r"\[\max at (0, \pi)\]"),
+        ("all odd numbers", "ALL ODD NUMBERS"),
+        (
+            "The series converges for each x.",
+            "THE SERIES CONVERGES FOR EACH X.",
+        ),
+        (
+            "The series converges for 3 values.",
+            "The series converges for3values.",
+        ),
+        (
+            "The series converges for each x.",
+            r"\textbf{The series converges for each x.}",
+        ),
+        ("bounded", "The answer is bounded"),
+    ];
+    check(Notation::Wide, true, &pairs);
+    check(Notation::Standard, false, &pairs);
+    same(&[
+        (r"{\pi \over 2}", r"\frac{\pi}{2}"),
+        ("(0,1)\\cup(2,3)", "(0,1) U (2,3)"),
+        (r"(0,1)\cup(2,3)", r"(0,1)\bigcup(2,3)"),
+        ("(0,4)", "(0; 4)"),
+        ("7, 3", "7; 3"),
+        (r"12\text{ inches}", "12 inches"),
+        ("12", "12 stamps"),
+        (
+            "The series converges for each x.",
+            "the series converges for each x",
+        ),
+    ]);
+}
+
+#[test]
+fn texts_may_part_and_repeat_in_other_ways() {
+    same(&[
+        (r"676,\!000", r"676\text{ and }\!000"),
+        (r"\log(0.01)=-2", r"2(\log(0.01))=2(-2)"),
+        (r"(0,1)\cup\{2\}", r"(0,1) \text{ or } \{2\}"),
+        (
+            r"n<-9 or n>2:(-\infty,-9)\cup(2,\infty)",
+            r"n<-9 or n>2:(-\infty,-9), (2,\infty)",
+        ),
+        (r"d(t)=3t, t\ge 0", "d(t)=3t, t>0"),
+        (
+            r"W(x)=2x, x\ge 0 They must sell 9.",
+            "W(x)=2x\nx\\ge 0 They must sell 9.",
+        ),
+        (
+            r"m=100 \times (.001)=.1. Thus it is rare.",
+            "m=100 x(.001)=.1. Thus it is rare.",
+        ),
+        (
+            "a basis is: (1,2), the rank is: 3",
+            "a basis is: (1,2), the rank is: 3., a basis is: (1,2)",
+        ),
+    ]);
+    check(Notation::Wide, true, &[(r"(0,1)\cup(2,3)", "(0,1), (2,3)")]);
+    different(&[
+        (r"\log(0.01)=-2", r"2(\log(0.01))=3(-2)"),
+        ("0.56 = 56\\%", r"0.56 = -(56\%)"),
+        (r"(0,1)\cup(2,3)", r"(0,1) \text{ or } [2,3)"),
+        (r"(0,1)\cup(2,3)", r"(0,1) \text{ and } (2,4)"),
+        (r"d(t)=3t, t\ge 0", r"d(t)=4t, t\ge 0"),
+        (r"d(t)=3t, t\ge 0", "d(t)=3t, t<0"),
+        ("t \\ge 0", "t>0"),
+        (
+            "a basis is: (1,2), the rank is: 3",
+            "the rank is: 3, a basis is: (1,2)",
+        ),
+        (
+            "a basis is: (1,2), the rank is: 3",
+            "a basis is: (1,2), the rank is: 3, the rank is: 4",
+        ),
+        ("3x(2)", r"3\times(2)"),
+    ]);
+}
+
+#[test]
 fn hostile_answers_are_bounded() {
     let start = std::time::Instant::now();
     let long = 9_000;

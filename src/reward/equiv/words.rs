@@ -88,3 +88,66 @@ pub(super) fn is_unit(word: &str) -> bool {
             "and" | "for" | "where" | "when" | "sqrt" | "not" | "with" | "only" | "but" | "mod"
         )
 }
+
+/// Whether a word is the name of a measure, an amount of money or the like, as opposed to things
+/// that are counted.
+pub(super) fn is_measure(word: &str) -> bool {
+    const NAMES: [&str; 54] = [
+        "acre",
+        "cent",
+        "centimeter",
+        "centimetre",
+        "cube",
+        "cubic",
+        "day",
+        "degree",
+        "digit",
+        "dollar",
+        "edge",
+        "euro",
+        "feet",
+        "foot",
+        "gallon",
+        "gram",
+        "hectare",
+        "hour",
+        "inch",
+        "inche",
+        "kilogram",
+        "kilometer",
+        "kilometre",
+        "liter",
+        "litre",
+        "meter",
+        "metre",
+        "mile",
+        "millimeter",
+        "millimetre",
+        "min",
+        "minute",
+        "month",
+        "number",
+        "ounce",
+        "penny",
+        "percent",
+        "point",
+        "pound",
+        "quart",
+        "radian",
+        "ratio",
+        "rupee",
+        "sec",
+        "second",
+        "square",
+        "student",
+        "ton",
+        "unit",
+        "week",
+        "yard",
+        "year",
+        "hr",
+        "mph",
+    ];
+    let word = word.to_lowercase();
+    NAMES.contains(&word.trim_end_matches('s')) || (word.len() < 3 && is_unit(&word))
+}

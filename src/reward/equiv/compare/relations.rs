@@ -1,7 +1,10 @@
 //! Equations, inequalities and memberships.
 
-use super::super::Fuel;
+use num_traits::Zero;
+
+use super::super::Notation;
 use super::super::approx::Approx;
+use super::super::exact;
 use super::super::node::{Constant, Node, Relation};
 use super::super::numeric::{POINTS, Point};
 use super::{Comparer, Item, decimals, has_symbols, is_plus_minus};
@@ -17,7 +20,7 @@ impl Comparer<'_> {
         };
         let infinity = Node::Constant(Constant::Infinity);
         let minus_infinity = infinity.clone().negated();
-        let steps = steps(relation, self.fuel);
+        let steps = self.chain_steps(relation);
         let (lower, upper) = match steps.as_slice() {
             [only] if has_symbols(only.left) => (None, Some(only)),
             [only] => (Some(only), None),
@@ -57,13 +60,10 @@ impl Comparer<'_> {
         b_minus: bool,
     ) -> bool {
         let item = |node, minus| Item { node, minus };
-        if let (false, false, Some(x), Some(y)) = (
-            a.named,
-            b.named,
-            value_of(a, self.fuel),
-            value_of(b, self.fuel),
-        ) {
-            return self.item(item(x, a_minus), item(y, b_minus));
+        if let (false, false, Some(x), Some(y)) =
+            (a.named, b.named, self.value_of(a), self.value_of(b))
+        {
+            return self.item(item(x, a_minus), item(y, b_minus)) || self.scaled(a, b);
         }
         let membership =
             |relation: &Relation| relation.named && matches!(relation.rest.as_slice(), [('∈', _)]);
@@ -72,7 +72,7 @@ impl Comparer<'_> {
             (false, true) => return self.interval(a, &b.rest[0].1),
             _ => {}
         }
-        let (steps, others) = (steps(a, self.fuel), steps(b, self.fuel));
+        let (steps, others) = (self.chain_steps(a), self.chain_steps(b));
         let same = |x: &Step, y: &Step| self.steps(x, a_minus, y, b_minus);
         steps.len() == others.len()
             && steps.iter().all(|x| others.iter().any(|y| same(x, y)))
@@ -176,107 +176,132 @@ impl Step<'_> {
     }
 }
 
-fn steps<'n>(relation: &'n Relation, fuel: &Fuel) -> Vec<Step<'n>> {
-    // A chain of equalities says what its first member finally is.
-    if relation
-        .rest
-        .iter()
-        .all(|(op, _)| matches!(op, '=' | '≈' | '≡'))
-        && let Some(right) = last_value(relation, fuel)
-    {
-        return vec![Step {
-            left: &relation.first,
-            op: '=',
-            right,
-            named: relation.named,
-        }];
+impl Comparer<'_> {
+    /// Whether the sides of one equation of numbers are those of the other times one factor, and are
+    /// written so: `2(\log 0.01) = 2(-2)`.
+    fn scaled(&self, a: &Relation, b: &Relation) -> bool {
+        let factor = |product: &Node, of: &Node| match product {
+            Node::Product(factors) => match factors.as_slice() {
+                [factor, rest] if rest == of => exact::value(factor, self.fuel),
+                _ => None,
+            },
+            _ => None,
+        };
+        let times = |x: &Relation, y: &Relation| match (x.rest.as_slice(), y.rest.as_slice()) {
+            ([('=', x_right)], [('=', y_right)]) => {
+                let left = factor(&x.first, &y.first);
+                left.is_some_and(|c| !c.is_zero() && Some(c) == factor(x_right, y_right))
+            }
+            _ => false,
+        };
+        times(a, b) || times(b, a)
     }
-    let mut left = &*relation.first;
-    let mut steps = Vec::with_capacity(relation.rest.len());
-    for (op, right) in &relation.rest {
-        steps.push(match op {
-            '>' => Step {
-                left: right,
-                op: '<',
-                right: left,
-                named: false,
-            },
-            '≥' => Step {
-                left: right,
-                op: '≤',
-                right: left,
-                named: false,
-            },
-            '≈' | '≡' => Step {
-                left,
+
+    fn chain_steps<'n>(&self, relation: &'n Relation) -> Vec<Step<'n>> {
+        // A chain of equalities says what its first member finally is.
+        if relation
+            .rest
+            .iter()
+            .all(|(op, _)| matches!(op, '=' | '≈' | '≡'))
+            && let Some(right) = self.last_value(relation)
+        {
+            return vec![Step {
+                left: &relation.first,
                 op: '=',
                 right,
-                named: false,
-            },
-            op => Step {
-                left,
-                op: *op,
-                right,
-                named: false,
-            },
-        });
-        left = right;
+                named: relation.named,
+            }];
+        }
+        let mut left = &*relation.first;
+        let mut steps = Vec::with_capacity(relation.rest.len());
+        for (op, right) in &relation.rest {
+            steps.push(match op {
+                '>' => Step {
+                    left: right,
+                    op: '<',
+                    right: left,
+                    named: false,
+                },
+                '≥' => Step {
+                    left: right,
+                    op: '≤',
+                    right: left,
+                    named: false,
+                },
+                '≈' | '≡' => Step {
+                    left,
+                    op: '=',
+                    right,
+                    named: false,
+                },
+                op => Step {
+                    left,
+                    op: *op,
+                    right,
+                    named: false,
+                },
+            });
+            left = right;
+        }
+        steps
     }
-    steps
-}
 
-/// What a relation says its name or its first member is: `x = 5`, `x ∈ S`, `187 + 1 = 188`.
-pub(super) fn value_of<'n>(relation: &'n Relation, fuel: &Fuel) -> Option<&'n Node> {
-    if !relation
-        .rest
-        .iter()
-        .all(|(op, _)| matches!(op, '=' | '≈' | '≡' | '∈'))
-    {
-        return None;
-    }
-    if relation.named {
-        return last_value(relation, fuel);
-    }
-    let members =
-        || std::iter::once(&*relation.first).chain(relation.rest.iter().map(|(_, node)| node));
-    let chain = relation.rest.len() > 1
-        && relation
+    /// What a relation says its name or its first member is: `x = 5`, `x ∈ S`, `187 + 1 = 188`.
+    pub(super) fn value_of<'n>(&self, relation: &'n Relation) -> Option<&'n Node> {
+        if !relation
             .rest
-            .last()
-            .is_some_and(|(_, last)| !has_symbols(last));
-    if (members().any(has_symbols) && !chain) || relation.rest.iter().any(|(op, _)| *op == '∈') {
-        return None;
-    }
-    if relation.rest.iter().all(|(op, _)| *op == '≈') {
-        Some(&relation.first)
-    } else {
-        last_value(relation, fuel)
-    }
-}
-
-/// The last member, without approximations after it: neither `≈ 0.33` nor `= 0.33` after `1/3`.
-fn last_value<'n>(relation: &'n Relation, fuel: &Fuel) -> Option<&'n Node> {
-    let equal: Vec<&Node> = relation
-        .rest
-        .iter()
-        .filter(|(op, _)| *op != '≈')
-        .map(|(_, node)| node)
-        .collect();
-    let Some((last, before)) = equal.split_last() else {
-        return relation.rest.first().map(|(_, node)| node);
-    };
-    let before = before
-        .last()
-        .copied()
-        .or((!relation.named).then_some(&*relation.first));
-    if let (Some(before), Some(digits)) = (before, decimals(last)) {
-        let value = |node: &Node| Point::new(0, false, fuel).value(node);
-        if digits >= 2
-            && let (Some(exact), Some(rounded)) = (value(before), value(last))
-            && exact.sub(rounded).magnitude() < 10f64.powi(-(digits as i32))
+            .iter()
+            .all(|(op, _)| matches!(op, '=' | '≈' | '≡' | '∈'))
         {
-            return Some(before);
+            return None;
+        }
+        if relation.named {
+            return self.last_value(relation);
+        }
+        let members =
+            || std::iter::once(&*relation.first).chain(relation.rest.iter().map(|(_, node)| node));
+        let chain = relation.rest.len() > 1
+            && relation
+                .rest
+                .last()
+                .is_some_and(|(_, last)| !has_symbols(last));
+        if (members().any(has_symbols) && !chain) || relation.rest.iter().any(|(op, _)| *op == '∈')
+        {
+            return None;
+        }
+        if relation.rest.iter().all(|(op, _)| *op == '≈') {
+            Some(&relation.first)
+        } else {
+            self.last_value(relation)
         }
     }
-    Some(last)
+
+    /// The last member, without approximations after it: neither `≈ 0.33` nor `= 0.33` after `1/3`.
+    fn last_value<'n>(&self, relation: &'n Relation) -> Option<&'n Node> {
+        let equal: Vec<&Node> = relation
+            .rest
+            .iter()
+            .filter(|(op, _)| *op != '≈')
+            .map(|(_, node)| node)
+            .collect();
+        let Some((last, before)) = equal.split_last() else {
+            return relation.rest.first().map(|(_, node)| node);
+        };
+        let before = before
+            .last()
+            .copied()
+            .or((!relation.named).then_some(&*relation.first));
+        if self.notation == Notation::Wide
+            && let (Some(before), Some(digits)) = (before, decimals(last))
+        {
+            let value = |node: &Node| Point::new(0, false, self.fuel).value(node);
+            if digits >= 2
+                && let (Some(exact), Some(rounded)) = (value(before), value(last))
+                && exact.sub(rounded).magnitude() < 10f64.powi(-(digits as i32))
+            {
+                return Some(before);
+            }
+        }
+        Some(last)
+    }
 }

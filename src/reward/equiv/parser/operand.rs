@@ -245,6 +245,10 @@ impl<'a> Parser<'a> {
                 _ => break,
             }
         }
+        // `\min at n`: a word after it is prose.
+        if matches!(self.peek(), Some(Token::Word(word)) if Function::named(word).is_none()) {
+            return None;
+        }
         if self.starts_factor() {
             let mut body = self.implicit_product()?;
             while self.eat('*') {
