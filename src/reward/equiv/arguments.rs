@@ -94,8 +94,12 @@ pub(super) fn with_letter_e(tokens: &[Token]) -> Option<Vec<Token>> {
 }
 
 /// The tokens with a union sign for each "or" between intervals and sets, and in the wide notation
-/// for each comma; `None` if nothing is parted so.
+/// for each comma; `None` if nothing is parted so. The strict notation has an interval first.
 pub(super) fn with_unions(tokens: &[Token], notation: Notation) -> Option<Vec<Token>> {
+    let interval_first = matches!(tokens, [Token::Op('(' | '['), ..]);
+    if notation == Notation::Standard && !interval_first {
+        return None;
+    }
     let mut depth = 0usize;
     let mut parts = 1;
     let mut out = Vec::with_capacity(tokens.len());

@@ -92,13 +92,18 @@ pub(super) fn prose(text: &str) -> String {
     plain(&text.replace('%', ""))
 }
 
+/// Whether the text defines a function: `E(t)=…`.
+pub(super) fn is_definition(text: &str) -> bool {
+    static DEFINED: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^[A-Za-z]\([a-z]\)=").expect("valid pattern"));
+    DEFINED.is_match(text)
+}
+
 /// Whether two texts define the same function and differ only in whether its conditions include
 /// their bounds: `E(t)=360t, t ≥ 0` and `E(t)=360t, t > 0`. The formula decides.
 pub(super) fn is_same_definition(a: &str, b: &str) -> bool {
-    static DEFINED: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^[A-Za-z]\([a-z]\)=").expect("valid pattern"));
     let open = |text: &str| text.replace('≤', "<").replace('≥', ">");
-    DEFINED.is_match(a) && DEFINED.is_match(b) && open(a) == open(b)
+    is_definition(a) && is_definition(b) && open(a) == open(b)
 }
 
 /// The text of an answer that is no mathematics, with one form for an x that multiplies, for the
@@ -108,6 +113,7 @@ pub(super) fn loose(text: &str) -> String {
         LazyLock::new(|| Regex::new(r"([0-9])x(\([0-9.])").expect("valid pattern"));
     static REPEATED: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"^[^:]*[<>≤≥][^:]*:").expect("valid pattern"));
+    let text = without_outer_brackets(text);
     let mut text = TIMES.replace_all(text, "${1}*${2}").into_owned();
     if REPEATED.is_match(&text) {
         text = text.replace('∪', ",");
@@ -120,6 +126,23 @@ pub(super) fn loose(text: &str) -> String {
         }
     }
     parts.join(",")
+}
+
+/// `(concave up on (0, 1))` without the brackets around everything.
+fn without_outer_brackets(text: &str) -> &str {
+    let mut depth = 0usize;
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth == 0 {
+            let around = at > 0 && at + 1 == text.len();
+            return if around { &text[1..at] } else { text };
+        }
+    }
+    text
 }
 
 /// The text between the commas that stand in no brackets.

@@ -169,7 +169,8 @@ impl Lexer<'_> {
         let mut at = digits(0);
         literal.push_str(&self.rest[..at]);
         if (1..=3).contains(&at) {
-            while let Some(length) = separator(&self.rest[at..], self.brackets == 0) {
+            let plain_comma = self.brackets == 0 && !self.in_tight_list();
+            while let Some(length) = separator(&self.rest[at..], plain_comma) {
                 if digits(at + length) != 3 {
                     break;
                 }
@@ -205,6 +206,12 @@ impl Lexer<'_> {
         self.out.push(Token::Number(literal));
         self.rest = &self.rest[at..];
         true
+    }
+
+    /// Whether the rest goes on with a list without spaces, `27,54,108`: its commas separate items.
+    fn in_tight_list(&self) -> bool {
+        let after_number = matches!(self.out.as_slice(), [.., Token::Number(_), Token::Op(',')]);
+        after_number && !self.spaced
     }
 
     fn word(&mut self) {

@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 
 use regex::{Regex, RegexSet};
 
-use super::canonical::written;
+use super::canonical::{is_definition, written};
 use super::lexer::Token;
+use super::node::Function;
 use super::words;
 
 /// Fewest words of a text that is compared word by word.
@@ -24,13 +25,15 @@ static FORMS: LazyLock<RegexSet> = LazyLock::new(|| {
         // Semicolons in a list with signs of both kinds: `3; \pm 2`
         r";.*\\pm|\\pm.*;",
         // A union by another sign than `\cup` in an answer that does not start with an interval.
-        r"^[^(\[].*(?:\\bigcup|[)\]}]U[(\[\\])",
+        r"^[^(\[:][^:]*(?:\\bigcup|[)\]}]U[(\[\\])",
         // A tie before a unit: `9~\mathrm{kg}`
         r"\d~\\(?:mathrm|text)\{",
-        // A name of words: `P(late or early) = 1/4`
-        r"^[A-Z]\([^()\\]*[a-z]{4}[^()\\]*\)=",
         // An approximation after a unit: `3920 \mathrm{~N} \approx 3920.0`
-        r"\\(?:mathrm|text|mbox)\{[^{}]*\}\\approx",
+        r"\\(?:mathrm|text|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?\\approx",
+        // A unit as text in brackets in braces: `\frac{2(10\text{ cm})}{2}`
+        r"\{[^{}]*\([\d.]+\\(?:text|mbox)\{[^{}]*\}\)\}",
+        // A unit in the brackets of a side: `2(T) = 2(4 \mathrm{~s})`
+        r"=\d\(.*\\(?:text|mathrm)\{~?[a-z]+\}\)$",
         // Text within a font: `\mathbf{\text{even}}`
         r"\\math(?:bf|it|rm|sf)\{\\text",
         // An enumeration in quotation marks.
@@ -52,44 +55,50 @@ pub(super) fn apart(a: (&str, &[Token]), b: (&str, &[Token])) -> bool {
         return ends_in_space_after_unit(a.0) != ends_in_space_after_unit(b.0);
     }
     let unread = |text: &str, tokens: &[Token]| {
-        FORMS.is_match(text) || over_sum(tokens) || compound_unit_in_braces(tokens)
+        FORMS.is_match(text) || over_loose_terms(tokens) || compound_unit_in_braces(tokens)
     };
     ends_in_space_after_unit(a.0)
         || ends_in_space_after_unit(b.0)
         || unread(&text_a, a.1)
         || unread(&text_b, b.1)
         || counted_in_two_ways(a.1, b.1)
+        || names_no_value(&text_a, &text_b)
+        || names_no_value(&text_b, &text_a)
 }
 
 /// `40 \mathrm{~kg} \quad`, `34\text{ units}\\`: a space command or a row's end after a unit.
 fn ends_in_space_after_unit(text: &str) -> bool {
     static UNIT: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"\d\s*\\(?:mathrm|text|mbox)\{[^{}]*\}\s*(?:\\\\|\\q?quad)\s*$")
+        Regex::new(r"[\d}]\s*\\(?:mathrm|text|mbox)\{[^{}]*\}\s*(?:\\\\|\\q?quad)\s*$")
             .expect("valid pattern")
     });
     UNIT.is_match(text)
 }
 
-/// `{1 \over s+a}`: to the others `\over` is a division sign, so that sums end at it.
-fn over_sum(tokens: &[Token]) -> bool {
+/// `{1 \over s+a}`, `{\sin 2 \over 3}`: to the others `\over` is a division sign, so that sums end at
+/// it and functions without brackets do not.
+fn over_loose_terms(tokens: &[Token]) -> bool {
     #[derive(Default)]
     struct Group {
-        sum: bool,
+        loose: bool,
         over: bool,
     }
     let mut outer = Vec::new();
     let mut group = Group::default();
     let mut at_start = true;
-    for token in tokens {
+    for (at, token) in tokens.iter().enumerate() {
         let opens = matches!(token, Token::Op('{' | '(' | '[' | '⦃'));
         let over = matches!(token, Token::Command(name) if name == "over");
+        let bare_function = matches!(token, Token::Command(name) if Function::named(name).is_some())
+            && !matches!(tokens.get(at + 1), Some(Token::Op('(' | '{' | '^')));
         match token {
             _ if opens => outer.push(std::mem::take(&mut group)),
             Token::Op('}' | ')' | ']' | '⦄') => group = outer.pop().unwrap_or_default(),
-            Token::Op('+' | '-') if !at_start => group.sum = true,
+            Token::Op('+' | '-') if !at_start => group.loose = true,
+            _ if bare_function => group.loose = true,
             _ => group.over |= over,
         }
-        if group.sum && group.over {
+        if group.loose && group.over {
             return true;
         }
         at_start = opens || over;
@@ -97,8 +106,8 @@ fn over_sum(tokens: &[Token]) -> bool {
     false
 }
 
-/// `\frac{2(81 \mathrm{~km} / \mathrm{hr})}{2}`: a unit of several parts that does not end the
-/// answer but stands in braces.
+/// `\frac{2(81 \mathrm{~km} / \mathrm{hr})}{2}`: a unit of several parts, or with a power, that
+/// does not end the answer but stands in braces.
 fn compound_unit_in_braces(tokens: &[Token]) -> bool {
     let mut depth = 0usize;
     for (at, token) in tokens.iter().enumerate() {
@@ -109,12 +118,14 @@ fn compound_unit_in_braces(tokens: &[Token]) -> bool {
         }
         let unit = matches!(
             tokens.get(at..at + 4),
-            Some([
-                Token::Number(_),
-                Token::Text(_),
-                Token::Op('/' | '-' | '*'),
-                Token::Text(_)
-            ])
+            Some(
+                [
+                    Token::Number(_),
+                    Token::Text(_),
+                    Token::Op('/' | '-' | '*'),
+                    Token::Text(_)
+                ] | [Token::Number(_), Token::Text(_), Token::Op('^'), _]
+            )
         );
         if depth > 0 && unit {
             return true;
@@ -136,6 +147,17 @@ fn counted_in_two_ways(a: &[Token], b: &[Token]) -> bool {
     }
 }
 
+/// `P(late or early) = 1/4` beside `1/4`: words, a power or a derivative are no name of a value.
+fn names_no_value(equation: &str, value: &str) -> bool {
+    static NAME: LazyLock<Regex> = LazyLock::new(|| {
+        let words = r"[A-Z]\([^()\\]*[a-z]{4}[^()\\]*\)";
+        let power = r"[A-Za-z]\^\{?\d\}?";
+        let derivative = r"\\frac\{d[A-Za-z]\}\{d[A-Za-z]\}";
+        Regex::new(&format!("^(?:{words}|{power}|{derivative})=")).expect("valid pattern")
+    });
+    !value.contains('=') && NAME.is_match(equation)
+}
+
 /// Whether two answers that are no mathematics are different texts, though letters and signs are
 /// the same.
 pub(super) fn texts_apart(a: &str, b: &str) -> bool {
@@ -146,9 +168,28 @@ pub(super) fn texts_apart(a: &str, b: &str) -> bool {
         let names = words.iter().filter(|word| words::is_measure(word));
         names.map(ToString::to_string).collect::<Vec<_>>()
     };
+    let (measures_a, measures_b) = (measures(&words_a), measures(&words_b));
     (long && !same_sentence(&words_a, &words_b))
-        || measures(&words_a) != measures(&words_b)
+        || measures_a != measures_b
+        || ((long || !measures_a.is_empty()) && is_in_font(a) != is_in_font(b))
         || is_display(a) != is_display(b)
+        || ((has_relation(a) || has_relation(b)) && semicolons(a) != semicolons(b))
+}
+
+/// `\textbf{…}` or `\mathrm{…}`.
+fn is_in_font(text: &str) -> bool {
+    let text = text.trim_start();
+    text.starts_with(r"\textbf{") || text.starts_with(r"\mathrm{")
+}
+
+/// Whether the text gives more than words: to the others a semicolon then is no comma. After the
+/// definition of a function they read on as they do after a comma.
+fn has_relation(text: &str) -> bool {
+    text.contains(['=', ':', '<']) && !is_definition(&written(text))
+}
+
+fn semicolons(text: &str) -> usize {
+    text.matches(';').count() - text.matches(r"\;").count()
 }
 
 /// Whether the words are the same; only the first may differ in case.
@@ -164,7 +205,8 @@ fn same_sentence(a: &[&str], b: &[&str]) -> bool {
 fn words_alone(text: &str) -> Vec<&str> {
     text.split(|c: char| c.is_whitespace() || "~,=".contains(c))
         .map(without_dress)
-        .filter(|word| word.len() > 1 && word.bytes().all(|b| b.is_ascii_alphabetic()))
+        .filter(|word| word.len() > 1)
+        .filter(|word| word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'\''))
         .filter(|word| !is_sign(word))
         .collect()
 }
