@@ -184,7 +184,9 @@ pub(super) fn written(text: &str) -> String {
         (r"\neq", r"\ne"),
         ("$", ""),
     ] {
-        text = text.replace(long, short);
+        if text.contains(long) {
+            text = text.replace(long, short);
+        }
     }
     match text
         .strip_prefix(r"(\{")

@@ -148,13 +148,25 @@ fn same(a: &str, b: &str, notation: Notation, fuel: &Fuel) -> Verdict {
     if a.is_empty() || b.is_empty() {
         return Verdict::Different;
     }
-    let (text_a, text_b) = (canonical::of_tokens(&a), canonical::of_tokens(&b));
-    let strict = notation == Notation::Standard;
-    if strict && strict::apart((written.0, &a), (written.1, &b)) {
-        return Verdict::Different;
+    let verdict = compared(written, (&a, &b), notation, fuel);
+    let strict = notation == Notation::Standard && verdict != Verdict::Different;
+    match strict && strict::apart((written.0, &a), (written.1, &b)) {
+        true => Verdict::Different,
+        false => verdict,
     }
+}
+
+/// As [`same`], of answers as they are written and as tokens.
+fn compared(
+    written: (&str, &str),
+    (a, b): (&[Token], &[Token]),
+    notation: Notation,
+    fuel: &Fuel,
+) -> Verdict {
+    let strict = notation == Notation::Standard;
+    let (text_a, text_b) = (canonical::of_tokens(a), canonical::of_tokens(b));
     if text_a == text_b {
-        return match strict && differ_as_text(written, (&a, &b)) {
+        return match strict && differ_as_text(written, (a, b)) {
             true => Verdict::Different,
             false => Verdict::Same,
         };
@@ -178,11 +190,11 @@ fn same(a: &str, b: &str, notation: Notation, fuel: &Fuel) -> Verdict {
     };
     let mut read = (false, false);
     for slash in slashes {
-        let nodes = (parse(&a, *slash), parse(&b, *slash));
+        let nodes = (parse(a, *slash), parse(b, *slash));
         read = (nodes.0.is_some(), nodes.1.is_some());
         if equal(&nodes.0, &nodes.1)
-            || others(&a).any(|a| equal(&parse(&a, *slash), &nodes.1))
-            || others(&b).any(|b| equal(&nodes.0, &parse(&b, *slash)))
+            || others(a).any(|a| equal(&parse(&a, *slash), &nodes.1))
+            || others(b).any(|b| equal(&nodes.0, &parse(&b, *slash)))
         {
             return Verdict::Same;
         }

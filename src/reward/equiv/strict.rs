@@ -38,8 +38,8 @@ static FORMS: LazyLock<RegexSet> = LazyLock::new(|| {
         r"\\math(?:bf|it|rm|sf)\{\\text",
         // An enumeration in quotation marks.
         r#"^"[^"]*,[^"]*"$"#,
-        // "and" as text between labelled parts: `domain: A\text{ and }range: B`
-        r":.*[^,]\\text\{and\}.*:",
+        // "and" as text after a set with a name: `domain: \mathbb{R}\text{ and }range: [0, 1]`
+        r":\\mathbb\{[A-Z]\}(?:\^\{?\d\}?)?\\text\{and\}",
         // A command for `<` before a set that repeats the inequality: `x \lt 2:(-\infty, 2)`
         r"^[^:]*\\[lg]t[^a-z:][^:]*:[(\[]",
         // A stop after a formula with words in an index: `\lambda_{\text{red}} / \sqrt{2}.`
@@ -69,7 +69,7 @@ pub(super) fn apart(a: (&str, &[Token]), b: (&str, &[Token])) -> bool {
 /// `40 \mathrm{~kg} \quad`, `34\text{ units}\\`: a space command or a row's end after a unit.
 fn ends_in_space_after_unit(text: &str) -> bool {
     static UNIT: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"[\d}]\s*\\(?:mathrm|text|mbox)\{[^{}]*\}\s*(?:\\\\|\\q?quad)\s*$")
+        Regex::new(r"[\d}]\s*(?:\\mathrm\{[^{}]*\}\s*/\s*)?\\(?:mathrm|text|mbox)\{[^{}]*\}\s*(?:\\\\|\\q?quad)\s*$")
             .expect("valid pattern")
     });
     UNIT.is_match(text)

@@ -296,8 +296,8 @@ fn the_strict_notation_leaves_unread_what_the_others_do() {
         (r"\text{red}", r"\mathbf{\text{red}}"),
         (r"\text{red, green}", r#""red, green""#),
         (
-            r"area: [0,1], length: \mathbb{R}",
-            r"area: [0,1]\text{ and }length: \mathbb{R}",
+            r"area: \mathbb{R}, length: [0,1]",
+            r"area: \mathbb{R}\text{ and }length: [0,1]",
         ),
         (r"v_{\text{max}} / \sqrt{3}", r"v_{\text{max}} / \sqrt{3}."),
         (r"x<2:(-\infty,2)", r"x\lt 2:(-\infty,2)"),
@@ -362,6 +362,7 @@ fn texts_may_part_and_repeat_in_other_ways() {
     different(&[
         (r"\log(0.01)=-2", r"2(\log(0.01))=3(-2)"),
         ("0.56 = 56\\%", r"0.56 = -(56\%)"),
+        ("(0,1)=(0,1)", "2((0,1))=2((0,1))"),
         (r"(0,1)\cup(2,3)", r"(0,1) \text{ or } [2,3)"),
         (r"(0,1)\cup(2,3)", r"(0,1) \text{ and } (2,4)"),
         (r"d(t)=3t, t\ge 0", r"d(t)=4t, t\ge 0"),

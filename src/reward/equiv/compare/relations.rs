@@ -182,7 +182,7 @@ impl Comparer<'_> {
     fn scaled(&self, a: &Relation, b: &Relation) -> bool {
         let factor = |product: &Node, of: &Node| match product {
             Node::Product(factors) => match factors.as_slice() {
-                [factor, rest] if rest == of => exact::value(factor, self.fuel),
+                [factor, rest] if rest == of && of.is_scalar() => exact::value(factor, self.fuel),
                 _ => None,
             },
             _ => None,
