@@ -7,10 +7,9 @@ use std::sync::LazyLock;
 
 use regex::{Regex, RegexSet};
 
-use super::canonical::{is_definition, written};
+use super::canonical::written;
 use super::lexer::Token;
 use super::node::Function;
-use super::words;
 
 /// Fewest words of a text that is compared word by word.
 const SENTENCE_WORDS: usize = 4;
@@ -22,28 +21,14 @@ static FORMS: LazyLock<RegexSet> = LazyLock::new(|| {
         r"\d:\d\d[ap]\.m\.",
         // A semicolon in a half-open interval: `[2; 3)`
         r"^(?:\([^()\[\]]*;[^()\[\]]*\]|\[[^()\[\]]*;[^()\[\]]*\))$",
-        // Semicolons in a list with signs of both kinds: `3; \pm 2`
-        r";.*\\pm|\\pm.*;",
         // A union by another sign than `\cup` in an answer that does not start with an interval.
         r"^[^(\[:][^:]*(?:\\bigcup|[)\]}]U[(\[\\])",
         // A tie before a unit: `9~\mathrm{kg}`
         r"\d~\\(?:mathrm|text)\{",
         // An approximation after a unit: `3920 \mathrm{~N} \approx 3920.0`
         r"\\(?:mathrm|text|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?\\approx",
-        // A unit as text in brackets in braces: `\frac{2(10\text{ cm})}{2}`
-        r"\{[^{}]*\([\d.]+\\(?:text|mbox)\{[^{}]*\}\)\}",
-        // A unit in the brackets of a side: `2(T) = 2(4 \mathrm{~s})`
-        r"=\d\(.*\\(?:text|mathrm)\{~?[a-z]+\}\)$",
-        // Text within a font: `\mathbf{\text{even}}`
-        r"\\math(?:bf|it|rm|sf)\{\\text",
         // An enumeration in quotation marks.
         r#"^"[^"]*,[^"]*"$"#,
-        // "and" as text after a set with a name: `domain: \mathbb{R}\text{ and }range: [0, 1]`
-        r":\\mathbb\{[A-Z]\}(?:\^\{?\d\}?)?\\text\{and\}",
-        // A command for `<` before a set that repeats the inequality: `x \lt 2:(-\infty, 2)`
-        r"^[^:]*\\[lg]t[^a-z:][^:]*:[(\[]",
-        // A stop after a formula with words in an index: `\lambda_{\text{red}} / \sqrt{2}.`
-        r"_\{\\text\{[^{}]*\}\}.*\}\.$",
     ])
     .expect("valid patterns")
 });
@@ -61,7 +46,6 @@ pub(super) fn apart(a: (&str, &[Token]), b: (&str, &[Token])) -> bool {
         || ends_in_space_after_unit(b.0)
         || unread(&text_a, a.1)
         || unread(&text_b, b.1)
-        || counted_in_two_ways(a.1, b.1)
         || names_no_value(&text_a, &text_b)
         || names_no_value(&text_b, &text_a)
 }
@@ -134,19 +118,6 @@ fn compound_unit_in_braces(tokens: &[Token]) -> bool {
     false
 }
 
-/// `9 values` beside `9\text{ values}`: things that are counted and are no unit, once as words and
-/// once as text.
-fn counted_in_two_ways(a: &[Token], b: &[Token]) -> bool {
-    let counted = |word: &str| words::is_unit(word) && !words::is_measure(word);
-    match (a, b) {
-        ([Token::Number(_), Token::Word(word)], [Token::Number(_), Token::Text(text)])
-        | ([Token::Number(_), Token::Text(text)], [Token::Number(_), Token::Word(word)]) => {
-            word == text && counted(word)
-        }
-        _ => false,
-    }
-}
-
 /// `P(late or early) = 1/4` beside `1/4`: words, a power or a derivative are no name of a value.
 fn names_no_value(equation: &str, value: &str) -> bool {
     static NAME: LazyLock<Regex> = LazyLock::new(|| {
@@ -163,33 +134,13 @@ fn names_no_value(equation: &str, value: &str) -> bool {
 pub(super) fn texts_apart(a: &str, b: &str) -> bool {
     let (words_a, words_b) = (words_alone(a), words_alone(b));
     let long = words_a.len().max(words_b.len()) >= SENTENCE_WORDS;
-    // Of "all real numbers" the number is a unit, of "ALL REAL NUMBERS" it is not.
-    let measures = |words: &[&str]| {
-        let names = words.iter().filter(|word| words::is_measure(word));
-        names.map(ToString::to_string).collect::<Vec<_>>()
-    };
-    let (measures_a, measures_b) = (measures(&words_a), measures(&words_b));
-    (long && !same_sentence(&words_a, &words_b))
-        || measures_a != measures_b
-        || ((long || !measures_a.is_empty()) && is_in_font(a) != is_in_font(b))
-        || is_display(a) != is_display(b)
-        || ((has_relation(a) || has_relation(b)) && semicolons(a) != semicolons(b))
+    long && (!same_sentence(&words_a, &words_b) || is_in_font(a) != is_in_font(b))
 }
 
 /// `\textbf{…}` or `\mathrm{…}`.
 fn is_in_font(text: &str) -> bool {
     let text = text.trim_start();
     text.starts_with(r"\textbf{") || text.starts_with(r"\mathrm{")
-}
-
-/// Whether the text gives more than words: to the others a semicolon then is no comma. After the
-/// definition of a function they read on as they do after a comma.
-fn has_relation(text: &str) -> bool {
-    text.contains(['=', ':', '<']) && !is_definition(&written(text))
-}
-
-fn semicolons(text: &str) -> usize {
-    text.matches(';').count() - text.matches(r"\;").count()
 }
 
 /// Whether the words are the same; only the first may differ in case.
@@ -228,11 +179,4 @@ fn without_dress(piece: &str) -> &str {
         piece = piece.strip_suffix(close).unwrap_or(piece);
     }
     piece.trim_matches(|c: char| "\"'`.:;!?(){}$".contains(c))
-}
-
-/// `\[…\]` around what does not start with a number; after a number at the start the others stop.
-fn is_display(text: &str) -> bool {
-    text.trim()
-        .strip_prefix(r"\[")
-        .is_some_and(|inner| !inner.trim_start().starts_with(|c: char| c.is_ascii_digit()))
 }
