@@ -180,7 +180,8 @@ impl Session<'_> {
 
     fn save(&mut self, trainer: &dyn Trainer, state: &TrainState) -> Result<()> {
         if self.store.has(state.step) {
-            return Ok(());
+            // A kill may have come between its saving and the removal of older ones.
+            return self.store.prune();
         }
         let checkpoint = Checkpoint {
             identity: self.identity.clone(),
