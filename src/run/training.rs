@@ -155,7 +155,7 @@ impl Session<'_> {
             if metrics.get(name).is_some_and(|v| !v.is_finite()) {
                 return Err(Error::Diverged(format!(
                     "{name} is not finite after step {step}: lower optim.learning_rate; \
-                     the last checkpoint is from the step before"
+                     the checkpoints are from steps before"
                 )));
             }
         }

@@ -319,7 +319,10 @@ fn damaged_models_are_used_or_refused() {
         "tokenizer_config.json",
         json!({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}).to_string(),
     );
-    made.write("generation_config.json", json!({"eos_token_id": [2, 3]}).to_string());
+    made.write(
+        "generation_config.json",
+        json!({"eos_token_id": [2, 3]}).to_string(),
+    );
     let read = || use_model(&dir);
     for (number, name) in [
         "model.safetensors",
@@ -347,10 +350,16 @@ fn damaged_models_are_used_or_refused() {
     }
     // The same weights behind an index.
     std::fs::rename(dir.join("model.safetensors"), dir.join("a.safetensors")).unwrap();
-    let names = made.tensors.keys().map(|name| (name.clone(), json!("a.safetensors")));
+    let names = made
+        .tensors
+        .keys()
+        .map(|name| (name.clone(), json!("a.safetensors")));
     let map: serde_json::Map<_, _> = names.collect();
     let index = "model.safetensors.index.json";
-    made.write(index, json!({"metadata": {"total_size": 12}, "weight_map": map}).to_string());
+    made.write(
+        index,
+        json!({"metadata": {"total_size": 12}, "weight_map": map}).to_string(),
+    );
     let format = Format {
         name: "safetensors",
         path: dir.join(index),
@@ -465,12 +474,19 @@ fn damaged_data_and_configurations_are_used_or_refused() {
     let place = tempfile::tempdir().unwrap();
     let config = include_str!("../../configs/qwen7b-13p.toml");
     let sweep = include_str!("../../configs/sweep-mini.toml");
-    let row = |i: usize| json!({"question": format!("What is {i} + 1?"), "answer": format!("{}", i + 1),
-        "solution": format!("It is {}.\n#### {}", i + 1, i + 1), "level": 3, "extra": [{"a": [1, 2.5]}]});
+    let row = |i: usize| {
+        json!({"question": format!("What is {i} + 1?"), "answer": format!("{}", i + 1),
+        "solution": format!("It is {}.\n#### {}", i + 1, i + 1), "level": 3, "extra": [{"a": [1, 2.5]}]})
+    };
     let rows: Vec<String> = (0..6).map(|i| row(i).to_string()).collect();
     let parquet = include_bytes!("../fixtures/data/gsm8k/test.parquet").as_slice();
     let metrics: String = (1..9)
-        .map(|step| format!("{}\n", json!({"step": step, "reward": 0.5, "loss": 0.1, "grad_norm": 1.5})))
+        .map(|step| {
+            format!(
+                "{}\n",
+                json!({"step": step, "reward": 0.5, "loss": 0.1, "grad_norm": 1.5})
+            )
+        })
         .collect();
 
     let load = |path: &Path| data::load_file(path, &ReadOptions::default()).map(|_| ());
@@ -482,7 +498,11 @@ fn damaged_data_and_configurations_are_used_or_refused() {
     let of_run = seed(&place, "run/metrics.jsonl", metrics);
     let completions = json!({"step": 1, "problem": "train/0", "prompt": "p", "completion": "c", "answer": "4",
         "extracted": null, "reward": 0.0, "advantage": -0.5, "num_tokens": 3, "finish": "eos"});
-    let of_run_too = seed(&place, "run/completions.jsonl", format!("{completions}\n").repeat(4));
+    let of_run_too = seed(
+        &place,
+        "run/completions.jsonl",
+        format!("{completions}\n").repeat(4),
+    );
     let formats: [(&str, PathBuf, &dyn Fn(&Path) -> Result<()>); 8] = [
         ("run.toml", seed(&place, "run.toml", config), &|path| {
             Config::load(&Source::read(path)?, &[]).map(|_| ())
@@ -490,15 +510,27 @@ fn damaged_data_and_configurations_are_used_or_refused() {
         ("sweep.toml", seed(&place, "sweep.toml", sweep), &|path| {
             SweepFile::parse(&Source::read(path)?).map(|_| ())
         }),
-        ("rows.jsonl", seed(&place, "rows.jsonl", rows.join("\n")), &load),
-        ("rows.json", seed(&place, "rows.json", format!("[{}]", rows.join(",\n"))), &load),
+        (
+            "rows.jsonl",
+            seed(&place, "rows.jsonl", rows.join("\n")),
+            &load,
+        ),
+        (
+            "rows.json",
+            seed(&place, "rows.json", format!("[{}]", rows.join(",\n"))),
+            &load,
+        ),
         ("rows.parquet", seed(&place, "rows.parquet", parquet), &load),
         ("log.jsonl", log, &|path| {
             let opened = CompletionLog::open(path, &log_configuration);
             opened.map(|_| ())
         }),
-        ("run", of_run, &|_| report::read(std::slice::from_ref(&run)).map(|_| ())),
-        ("run", of_run_too, &|_| report::read(std::slice::from_ref(&run)).map(|_| ())),
+        ("run", of_run, &|_| {
+            report::read(std::slice::from_ref(&run)).map(|_| ())
+        }),
+        ("run", of_run_too, &|_| {
+            report::read(std::slice::from_ref(&run)).map(|_| ())
+        }),
     ];
     assert!(run_config.exists());
     for (number, (name, path, read)) in formats.into_iter().enumerate() {
@@ -524,7 +556,12 @@ fn report_on(figures: Figures, what: &str) {
         "{what}: {cases} damaged files, {used} still usable, slowest {slowest:?}, most memory {} KB",
         most >> 10
     );
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(used < cases / 2, "{used} of {cases} made no difference");
 }
 

@@ -189,7 +189,10 @@ fn gguf_name(hf: &str) -> String {
 
 /// A small file that is read without complaint.
 pub fn tiny() -> (TempDir, PathBuf) {
-    gguf(Arch::Llama, "smollm", |_, shape, values| Block::f32(shape, values)).write()
+    gguf(Arch::Llama, "smollm", |_, shape, values| {
+        Block::f32(shape, values)
+    })
+    .write()
 }
 
 /// A file of the same model as [`config_json`], each tensor encoded by `encode`.
