@@ -216,6 +216,10 @@ fn rewards_that_are_never_different_end_the_run() {
         &["no group had two different rewards in the last 3 steps"],
     );
     assert!(place.path("run/checkpoints/step-000002").exists());
+    // Interruptions do not make it last longer.
+    let child = place.start(&["--resume", "run"]);
+    place.ends(child, 4, &["in the last 3 steps"]);
+    assert!(!place.path("run/checkpoints/step-000003").exists());
 }
 
 #[test]

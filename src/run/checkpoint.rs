@@ -86,6 +86,8 @@ pub struct Checkpoint {
     pub logs: BTreeMap<String, u64>,
     /// Every evaluation so far.
     pub evaluations: Vec<Evaluation>,
+    /// Steps in a row, up to this one, from which nothing was learnt.
+    pub dead_steps: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,6 +101,8 @@ struct Manifest {
     logs: BTreeMap<String, u64>,
     identity: Identity,
     evaluations: Vec<Evaluation>,
+    #[serde(default)]
+    dead_steps: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -303,6 +307,7 @@ fn write_parts(
         logs: checkpoint.logs.clone(),
         identity: checkpoint.identity.clone(),
         evaluations: checkpoint.evaluations.clone(),
+        dead_steps: checkpoint.dead_steps,
     };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| Error::Internal(format!("cannot write a manifest: {e}")))?;
@@ -359,6 +364,7 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
         },
         logs: manifest.logs,
         evaluations: manifest.evaluations,
+        dead_steps: manifest.dead_steps,
     })
 }
 
@@ -429,6 +435,7 @@ mod tests {
                 score: Some(0.25),
                 ..Evaluation::default()
             }],
+            dead_steps: 2,
         }
     }
 
