@@ -511,7 +511,8 @@ fn damaged_data_and_configurations_are_used_or_refused() {
         .map(String::as_str)
         .chain(["run.toml"])
         .collect();
-    let formats: [(&[&str], PathBuf, &dyn Fn(&Path) -> Result<()>); 8] = [
+    type Read<'a> = &'a dyn Fn(&Path) -> Result<()>;
+    let formats: [(&[&str], PathBuf, Read<'_>); 8] = [
         (&with_keys, seed(&place, "run.toml", config), &|path| {
             Config::load(&Source::read(path)?, &[]).map(|_| ())
         }),
