@@ -76,6 +76,7 @@ while [ "$killed" -lt "$kills" ]; do
         killed=$((killed + 1))
         compgen -G "$run/checkpoints/step-*" >/dev/null || early=$((early + 1))
         check_checkpoints "$run"
+        [ $((killed % 20)) -ne 0 ] || echo "$killed kills, $finished runs finished"
         ;;
     0)
         compare "$run"

@@ -18,7 +18,7 @@ trap 'kill $process 2>/dev/null || true; rm -rf "$place"' EXIT
 
 # v stays where it is, so that every step works on completions of the same length.
 "$TINYLORA" train --quiet --run-dir "$place/run" --set train.max_steps="$steps" --set eval.limit=8 \
-    --set optim.learning_rate=1e-12 --set train.max_dead_steps=0 --set grpo.prompts_per_step=8 &
+    --set optim.learning_rate=1e-12 --set train.max_dead_steps=0 --set grpo.prompts_per_step=2 &
 process=$!
 
 log=$place/run/metrics.jsonl
