@@ -5,6 +5,7 @@
 #
 # Prints a table, then the change from the second tenth of the run to the last one. Ends with exit code
 # 1 when memory or open files grew or steps slowed down by more than a tenth. Needs Linux (/proc).
+# The machine should be idle: threads that wait for others spin, so that load costs processor time.
 # TINYLORA names the program (default: target/release/tinylora, built if need be).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,7 +15,8 @@ if [ -z "${TINYLORA:-}" ]; then
     TINYLORA=$root/target/release/tinylora
 fi
 place=$(mktemp -d)
-trap 'kill $process 2>/dev/null || true; rm -rf "$place"' EXIT
+process=
+trap '[ -z "$process" ] || kill $process 2>/dev/null || true; rm -rf "$place"' EXIT
 
 # v stays where it is, so that every step works on completions of the same length.
 "$TINYLORA" train --quiet --run-dir "$place/run" --set train.max_steps="$steps" --set eval.limit=8 \
@@ -37,7 +39,7 @@ while kill -0 $process 2>/dev/null; do
 done
 wait $process
 
-# Speed is processor time a step, which other programs on the machine change little.
+# Speed is processor time a step, which other programs on the machine change less than its time.
 python3 - "$samples" "$steps" "$(getconf CLK_TCK)" <<'PYTHON'
 import sys
 
