@@ -148,6 +148,39 @@ fn a_stopped_run_ends_as_if_it_had_not_been() {
     place.same("whole", "stopped");
 }
 
+/// `scripts/kill_test.sh` does this hundreds of times.
+#[test]
+fn kills_at_any_moment_lose_nothing() {
+    let place = Place::new();
+    let fresh = ["--config", "small.toml", "--run-dir"];
+    place.succeed(&[&fresh[..], &["warm"]].concat());
+    let began = Instant::now();
+    place.succeed(&[&fresh[..], &["whole"]].concat());
+    let length = began.elapsed();
+    let next = || match place.path("killed/config.toml").exists() {
+        true => vec!["--resume", "killed"],
+        false => [&fresh[..], &["killed"]].concat(),
+    };
+    for moment in [0.1, 0.5, 0.3, 0.7, 0.2, 0.9] {
+        let mut child = place.start(&next());
+        std::thread::sleep(length.mul_f64(moment));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    place.succeed(&next());
+    place.same("whole", "killed");
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(place.path(folder)).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for folder in ["", "checkpoints", "evaluations"] {
+        let [whole, killed] = ["whole", "killed"].map(|run| names(&format!("{run}/{folder}")));
+        assert_eq!(whole, killed);
+    }
+}
+
 #[test]
 fn another_run_is_refused_and_says_what_differs() {
     let place = Place::new();

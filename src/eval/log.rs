@@ -4,8 +4,8 @@
 //! refused, since mixing the two would give a score of neither.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use super::runner::EvalOptions;
 use super::set::EvalSet;
 use crate::adapter::Adapter;
 use crate::rollout::{Completion, FinishReason};
+use crate::run::fs;
 use crate::{Error, Result};
 
 /// What is kept of a completion.
@@ -66,24 +67,18 @@ impl CompletionLog {
     /// The file is of another configuration (the message names what differs), or no log at all.
     pub fn open(path: &Path, configuration: &Map<String, Value>) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file("open", path, e);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(fail)?;
+        let mut file = fs::open_to_write(path)?;
         let content = read_log(&file, path)?;
         if let Some(earlier) = content.configuration {
             check_same(path, &earlier, configuration)?;
             // A line torn by a crash is cut off, so that the next one starts clean.
-            file.set_len(content.whole).map_err(fail)?;
+            fs::set_len(&file, path, content.whole)?;
             file.seek(SeekFrom::End(0)).map_err(fail)?;
         } else {
-            file.set_len(0).map_err(fail)?;
+            fs::set_len(&file, path, 0)?;
             file.seek(SeekFrom::Start(0)).map_err(fail)?;
             let header = json!({"tinylora_eval": VERSION, "configuration": configuration});
-            write_line(&mut file, path, &header)?;
+            write_line(&file, path, &header)?;
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -125,7 +120,7 @@ impl CompletionLog {
             sample,
             completion: completion.clone(),
         };
-        write_line(&mut self.file, &self.path, &line)
+        write_line(&self.file, &self.path, &line)
     }
 }
 
@@ -180,12 +175,11 @@ pub fn configuration(
     }
 }
 
-fn write_line(file: &mut File, path: &Path, line: &impl Serialize) -> Result<()> {
+fn write_line(file: &File, path: &Path, line: &impl Serialize) -> Result<()> {
     let mut bytes = serde_json::to_vec(line).map_err(|e| Error::Internal(e.to_string()))?;
     bytes.push(b'\n');
     // One call a line: a kill leaves whole lines and at most one torn at the end.
-    file.write_all(&bytes)
-        .map_err(|e| Error::file("write", path, e))
+    fs::write_all(file, path, &bytes)
 }
 
 /// What a file holds.

@@ -1,7 +1,6 @@
 //! A safetensors file written tensor by tensor, so that memory holds one of them at a time.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -41,15 +40,9 @@ impl Writer {
         // The data starts at a multiple of 8 bytes, as the format asks: the header is padded.
         let mut header = Value::Object(header).to_string();
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let fail = |e: std::io::Error| fs::error("write", path, &e);
-        let temporary = tempfile::Builder::new()
-            .prefix(".tmp-")
-            .tempfile_in(fs::parent(path))
-            .map_err(fail)?;
-        let mut file = BufWriter::new(temporary);
-        file.write_all(&(header.len() as u64).to_le_bytes())
-            .map_err(fail)?;
-        file.write_all(header.as_bytes()).map_err(fail)?;
+        let mut file = BufWriter::new(fs::temporary_for(path)?);
+        fs::write_all(&mut file, path, &(header.len() as u64).to_le_bytes())?;
+        fs::write_all(&mut file, path, header.as_bytes())?;
         Ok(Self {
             path: path.to_owned(),
             dtype,
@@ -78,8 +71,7 @@ impl Writer {
                 .flat_map(|&x| f16::from_f32(x).to_le_bytes())
                 .collect(),
         };
-        let written = self.file.write_all(&bytes);
-        written.map_err(|e| fs::error("write", &self.path, &e))
+        fs::write_all(&mut self.file, &self.path, &bytes)
     }
 
     /// Makes the file durable under its name.
@@ -92,25 +84,12 @@ impl Writer {
             )));
         }
         let path = self.path;
-        let fail = |e: std::io::Error| fs::error("write", &path, &e);
-        let temporary = self.file.into_inner().map_err(|e| fail(e.into_error()))?;
-        readable(temporary.as_file()).map_err(fail)?;
-        temporary.as_file().sync_all().map_err(fail)?;
-        temporary.persist(&path).map_err(|e| fail(e.error))?;
-        fs::sync_dir(fs::parent(&path))
+        let file = self.file;
+        let temporary = fs::change("write", &path, || {
+            file.into_inner().map_err(|e| e.into_error())
+        })?;
+        fs::put_in_place(temporary, &path)
     }
-}
-
-/// Temporary files are private; what they become should be as readable as any other file.
-fn readable(file: &File) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    #[cfg(not(unix))]
-    let _ = file;
-    Ok(())
 }
 
 fn name_of(dtype: Dtype) -> &'static str {

@@ -1,7 +1,6 @@
 //! The first half of a step: prompts → completions → rewards → advantages.
 
 use super::advantages::{Advantages, advantages};
-use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::GrpoConfig;
 use crate::data::DataOrder;
@@ -9,6 +8,7 @@ use crate::data::prompts::PromptedProblem;
 use crate::reward::{RewardSet, Sample};
 use crate::rollout::{Completion, Engine, Request, SamplingParams};
 use crate::run::signals;
+use crate::{Error, Result};
 
 /// A prompt with its completions.
 #[derive(Debug, Clone)]
@@ -132,6 +132,14 @@ impl Sampler<'_> {
             },
         )?;
         signals::check()?;
+        let logprobs = completions.iter().flatten().flat_map(|c| &c.logprobs);
+        if let Some(broken) = logprobs.copied().find(|l| !l.is_finite()) {
+            return Err(Error::Diverged(format!(
+                "a log-probability of the completions of step {} is {broken}: the adapter's numbers \
+                 have grown too large; lower optim.learning_rate",
+                step + 1
+            )));
+        }
         let problems = self.problems;
         let samples: Vec<Sample> = chosen
             .iter()

@@ -496,3 +496,17 @@ fn an_adapter_without_scores_of_its_completions_is_trained_by_adamw() {
     assert!(!learner(AdapterKind::Lora).is_natural());
     assert!(!learner(AdapterKind::Full).is_natural());
 }
+
+#[test]
+fn log_probabilities_that_are_not_finite_stop_the_run() {
+    let world = World::new(cpu(), config());
+    let mut trainer = world.trainer();
+    let mut state = trainer.state();
+    state.parameters.fill(f32::MAX);
+    trainer.restore(&state).expect("parameters");
+    let Err(error) = trainer.step(&mut |_, _| {}) else {
+        panic!("a step was made");
+    };
+    assert_eq!(error.exit_code(), 4, "{error}");
+    assert!(error.to_string().contains("learning_rate"), "{error}");
+}

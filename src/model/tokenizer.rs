@@ -22,6 +22,8 @@ pub struct Tokenizer {
     special: SpecialTokens,
     eos_ids: Vec<u32>,
     chat_template: Option<ChatTemplate>,
+    /// The file it was read from, for messages.
+    origin: String,
     /// For byte-level tokenizers, which is nearly all of them.
     token_bytes: Option<TokenBytes>,
 }
@@ -96,6 +98,7 @@ impl Tokenizer {
             special,
             eos_ids,
             chat_template,
+            origin: origin.to_owned(),
         })
     }
 
@@ -168,7 +171,8 @@ impl Tokenizer {
             pad_token: text(self.special.pad),
             unk_token: text(self.special.unk),
         };
-        template.render(messages, add_generation_prompt, &special)
+        let rendered = template.render(messages, add_generation_prompt, &special);
+        rendered.map_err(|error| Error::data(format!("{error} (it goes with {})", self.origin)))
     }
 
     /// Bytes of one token (nothing for a special one if those are skipped); `None` when the

@@ -4,14 +4,17 @@
 //! standard input; its answer is one line with a finite number on standard output, in the same order.
 //! Standard error is passed through. The program must flush its output.
 
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use super::Sample;
+use crate::run::signals;
 use crate::{Error, Result};
 
+/// How long a signal may go unnoticed while the program has not answered.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// Longest answer line in bytes; a number is shorter.
 const MAX_LINE: u64 = 256;
 
@@ -22,7 +25,9 @@ pub struct CommandReward {
     command: String,
     timeout: Duration,
     child: Child,
-    input: BufWriter<ChildStdin>,
+    /// Requests for the program's input, written by a thread of their own: the program may answer
+    /// before it has read everything, and may stop reading.
+    requests: Sender<String>,
     /// Lines of the program's output, read by a thread of their own.
     lines: Receiver<String>,
 }
@@ -49,6 +54,14 @@ impl CommandReward {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::Internal("reward command without pipes".to_owned()));
         };
+        let (requests, waiting) = channel::<String>();
+        std::thread::spawn(move || {
+            let mut input = input;
+            // A broken pipe shows as the end of the program's output.
+            while let Ok(lines) = waiting.recv()
+                && input.write_all(lines.as_bytes()).is_ok()
+            {}
+        });
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             let mut output = BufReader::new(output);
@@ -65,7 +78,7 @@ impl CommandReward {
             command: words,
             timeout,
             child,
-            input: BufWriter::new(input),
+            requests,
             lines,
         })
     }
@@ -73,7 +86,7 @@ impl CommandReward {
     /// One number for each completion, in order.
     ///
     /// Fails, and stops the program, when it ends, answers too slowly, too much, or with something
-    /// that is not a finite number.
+    /// that is not a finite number; and when a signal asks this program to stop.
     pub fn score(&mut self, samples: &[Sample]) -> Result<Vec<f64>> {
         match self.lines.try_recv() {
             Ok(line) => {
@@ -84,44 +97,31 @@ impl CommandReward {
         }
         let requests: String = samples.iter().map(request).collect();
         let deadline = Instant::now() + self.timeout;
-        let (input, lines) = (&mut self.input, &self.lines);
-        let child = &mut self.child;
-        let answers = std::thread::scope(|scope| {
-            // Written from another thread: the program may answer before it has read everything.
-            // A broken pipe shows as the end of its output.
-            scope.spawn(move || {
-                input
-                    .write_all(requests.as_bytes())
-                    .and_then(|()| input.flush())
-            });
-            let mut answers = Vec::with_capacity(samples.len());
-            while answers.len() < samples.len() {
-                let left = deadline.saturating_duration_since(Instant::now());
-                match lines.recv_timeout(left) {
-                    Ok(line) => answers.push(line),
-                    Err(end) => {
-                        // Also frees the writer, should it wait for the program to read.
-                        let _ = child.kill();
-                        return Err((end, answers.len()));
+        // A thread that has ended shows as the end of the program's output.
+        let _ = self.requests.send(requests);
+        let mut answers = Vec::with_capacity(samples.len());
+        while answers.len() < samples.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left.min(PATIENCE)) {
+                Ok(line) => answers.push(line),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.ended(answers.len(), samples.len()));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    signals::check()?;
+                    if left <= PATIENCE {
+                        let _ = self.child.kill();
+                        return Err(self.failure(format_args!(
+                            "{} of {} answers within {} s: it must answer each line and flush its \
+                             output, or reward.command_timeout is too short",
+                            answers.len(),
+                            samples.len(),
+                            self.timeout.as_secs_f64()
+                        )));
                     }
                 }
             }
-            Ok(answers)
-        });
-        let answers = match answers {
-            Ok(answers) => answers,
-            Err((RecvTimeoutError::Disconnected, got)) => {
-                return Err(self.ended(got, samples.len()));
-            }
-            Err((RecvTimeoutError::Timeout, got)) => {
-                return Err(self.failure(format_args!(
-                    "{got} of {} answers within {} s: it must answer each line and flush its output, \
-                     or reward.command_timeout is too short",
-                    samples.len(),
-                    self.timeout.as_secs_f64()
-                )));
-            }
-        };
+        }
         answers
             .iter()
             .enumerate()
@@ -139,7 +139,13 @@ impl CommandReward {
         Error::config(format!("reward.command '{}' failed: {what}", self.command))
     }
 
+    /// The program has closed its output: with it mostly itself, which gets a moment to do so.
     fn ended(&mut self, got: usize, wanted: usize) -> Error {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
         let status = match self.child.wait() {
             Ok(status) => status.to_string(),
             Err(cause) => cause.to_string(),
@@ -230,6 +236,8 @@ mod tests {
             ),
             ("cat > /dev/null", 0.2, "0 of 2 answers within 0.2 s"),
             ("sleep 10", 0.2, "0 of 2 answers"),
+            // Closes its output and lives on.
+            ("exec >&-; cat >/dev/null", 10.0, "after 0 of 2 answers"),
         ] {
             let message = start(script, seconds)
                 .score(&samples(2))
@@ -242,6 +250,19 @@ mod tests {
         }
         let missing = CommandReward::start(&["/no/such/program".to_owned()], Duration::ZERO);
         assert!(missing.unwrap_err().to_string().contains("cannot start"));
+    }
+
+    #[test]
+    fn a_program_that_never_reads_nor_ends_is_left() {
+        // What the shell starts holds the pipes when the shell has been killed.
+        for script in ["sleep 60; true", "exec >&-; sleep 60; true"] {
+            let began = Instant::now();
+            let mut reward = start(script, 0.2);
+            // More than a pipe holds.
+            reward.score(&samples(20_000)).unwrap_err();
+            drop(reward);
+            assert!(began.elapsed() < Duration::from_secs(30), "{script}");
+        }
     }
 
     #[test]

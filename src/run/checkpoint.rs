@@ -86,6 +86,8 @@ pub struct Checkpoint {
     pub logs: BTreeMap<String, u64>,
     /// Every evaluation so far.
     pub evaluations: Vec<Evaluation>,
+    /// Steps in a row, up to this one, from which nothing was learnt.
+    pub dead_steps: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,6 +101,8 @@ struct Manifest {
     logs: BTreeMap<String, u64>,
     identity: Identity,
     evaluations: Vec<Evaluation>,
+    #[serde(default)]
+    dead_steps: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,13 +130,7 @@ impl Store {
     /// Opens the folder and removes what a killed process left half-made.
     pub fn open(folder: &Path, limit: usize) -> Result<Self> {
         fs::create_dir_all(folder)?;
-        for entry in std::fs::read_dir(folder).map_err(|e| fs::error("read", folder, &e))? {
-            let path = entry.map_err(|e| fs::error("read", folder, &e))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(".tmp-") {
-                remove(&path)?;
-            }
-        }
+        fs::remove_temporaries(folder)?;
         // Without its scores the store still works; it keeps no best one then.
         let scores = std::fs::read(folder.join(SCORES)).ok();
         Ok(Self {
@@ -155,10 +153,13 @@ impl Store {
         let Some(score) = score.filter(|s| s.is_finite()) else {
             return Ok(());
         };
-        self.scores.insert(step, score);
+        if self.scores.insert(step, score) == Some(score) {
+            return self.prune();
+        }
         let text = serde_json::to_vec(&self.scores)
             .map_err(|e| Error::Internal(format!("cannot write the scores: {e}")))?;
-        fs::write_atomic(&self.folder.join(SCORES), &text)
+        fs::write_atomic(&self.folder.join(SCORES), &text)?;
+        self.prune()
     }
 
     /// The last checkpoint that is whole and fits `usable`. Damaged ones behind it are set aside
@@ -206,10 +207,10 @@ impl Store {
     ) -> Result<()> {
         let step = checkpoint.state.step;
         let path = self.folder.join(name_of(step));
-        let temporary = self.folder.join(format!(".tmp-{}", name_of(step)));
-        remove(&temporary)?;
+        let temporary = self.temporary(&name_of(step));
+        fs::remove_dir_all(&temporary)?;
         let written = write_parts(&temporary, checkpoint, write_adapter)
-            .and_then(|()| rename(&temporary, &path))
+            .and_then(|()| fs::rename(&temporary, &path))
             .and_then(|()| fs::sync_dir(&self.folder));
         if let Err(error) = written {
             // On a full disk the half-made one is in the way of everything that follows.
@@ -220,7 +221,13 @@ impl Store {
         self.prune()
     }
 
-    fn prune(&mut self) -> Result<()> {
+    fn temporary(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}{name}", fs::TEMPORARY))
+    }
+
+    /// Removes the checkpoints that the limit does not allow. What stays depends on what was saved
+    /// and scored, not on where a run was interrupted in between.
+    pub fn prune(&mut self) -> Result<()> {
         if self.limit == 0 || self.present.len() <= self.limit {
             return Ok(());
         }
@@ -237,9 +244,9 @@ impl Store {
             }
             // Away from its name first, so that half a removal is never read as a checkpoint.
             let name = name_of(step);
-            let doomed = self.folder.join(format!(".tmp-old-{name}"));
-            rename(&self.folder.join(name), &doomed)?;
-            remove(&doomed)?;
+            let doomed = self.temporary(&format!("old-{name}"));
+            fs::rename(&self.folder.join(name), &doomed)?;
+            fs::remove_dir_all(&doomed)?;
         }
         self.present = kept;
         Ok(())
@@ -300,6 +307,7 @@ fn write_parts(
         logs: checkpoint.logs.clone(),
         identity: checkpoint.identity.clone(),
         evaluations: checkpoint.evaluations.clone(),
+        dead_steps: checkpoint.dead_steps,
     };
     let text = serde_json::to_vec_pretty(&manifest)
         .map_err(|e| Error::Internal(format!("cannot write a manifest: {e}")))?;
@@ -356,6 +364,7 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
         },
         logs: manifest.logs,
         evaluations: manifest.evaluations,
+        dead_steps: manifest.dead_steps,
     })
 }
 
@@ -391,21 +400,10 @@ fn sha256(path: &Path) -> Result<String> {
     Ok(format!("{:x}", hasher.finalize()))
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|e| fs::error("rename", from, &e))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(fs::error("remove", path, &e)),
-        _ => Ok(()),
-    }
-}
-
 fn set_aside(path: &Path) -> Result<()> {
     let aside = path.with_extension("damaged");
-    remove(&aside)?;
-    rename(path, &aside)
+    fs::remove_dir_all(&aside)?;
+    fs::rename(path, &aside)
 }
 
 #[cfg(test)]
@@ -437,7 +435,21 @@ mod tests {
                 score: Some(0.25),
                 ..Evaluation::default()
             }],
+            dead_steps: 2,
         }
+    }
+
+    #[test]
+    fn a_kill_before_the_removal_of_old_ones_leaves_none_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path(), 0).unwrap();
+        for step in 1..=4 {
+            save(&mut store, step);
+        }
+        let mut store = Store::open(folder.path(), 2).unwrap();
+        store.latest(|_| Ok(()), |_| ()).unwrap();
+        store.prune().unwrap();
+        assert_eq!(steps(folder.path()), [3, 4]);
     }
 
     fn save(store: &mut Store, step: u64) {

@@ -46,10 +46,12 @@ impl RunDirectory {
                 1 => runs.join(&base),
                 n => runs.join(format!("{base}-{n}")),
             };
-            match std::fs::create_dir(&path) {
-                Ok(()) => return Self::hold(path),
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(fs::error("create", &path, &e)),
+            let made = fs::change("create", &path, || match std::fs::create_dir(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+                result => result.map(|()| true),
+            })?;
+            if made {
+                return Self::hold(path);
             }
         }
         Err(Error::data(format!(
@@ -82,6 +84,7 @@ impl RunDirectory {
 
     fn hold(path: PathBuf) -> Result<Self> {
         let lock = Lock::acquire(&path)?;
+        fs::remove_temporaries(&path)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -119,7 +122,8 @@ fn refuse_used(path: &Path) -> Result<()> {
     let entries = std::fs::read_dir(path).map_err(|e| fs::error("read", path, &e))?;
     for entry in entries {
         let name = entry.map_err(|e| fs::error("read", path, &e))?.file_name();
-        if name != ".lock" {
+        // What a process leaves that is killed before the run has begun is nobody's.
+        if name != ".lock" && !fs::is_temporary(&name) {
             return Err(Error::config(format!(
                 "{} is not empty; choose another --run-dir, or go on with it by --resume",
                 path.display()

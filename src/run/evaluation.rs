@@ -112,6 +112,7 @@ impl<'a> Evaluator<'a> {
         }
         let folder = evaluations(directory.path());
         fs::create_dir_all(&folder)?;
+        fs::remove_temporaries(&folder)?;
         for set in sets {
             write_problems(&folder, set)?;
         }

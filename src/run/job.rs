@@ -117,11 +117,12 @@ impl Job {
         ));
         let mut trainer = data.trainer(config, model, adapter, total_steps)?;
         let mut evaluations = Vec::new();
-        let mut lengths = Default::default();
+        let (mut lengths, mut dead_steps) = Default::default();
         if let Some(checkpoint) = checkpoint {
             trainer.restore(&checkpoint.state)?;
             progress.line(&format!("going on after step {}", checkpoint.state.step));
             (evaluations, lengths) = (checkpoint.evaluations, checkpoint.logs);
+            dead_steps = checkpoint.dead_steps;
         }
 
         signals::install()?;
@@ -138,6 +139,7 @@ impl Job {
             logs: Logs::open(directory, &lengths)?,
             progress,
             evaluations,
+            dead_steps,
             evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
             write_adapter: &Adapter::save,
             curve: Vec::new(),

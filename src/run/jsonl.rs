@@ -1,7 +1,7 @@
 //! An append-only JSON Lines file that can be taken back to an earlier length.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -24,13 +24,8 @@ impl JsonLines {
     /// # Errors
     /// When the file is shorter than `length` or cannot be written.
     pub fn open(path: &Path, length: u64) -> Result<Self> {
-        let fail = |e: std::io::Error| fs::error("write", path, &e);
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(fail)?;
+        let fail = |e: std::io::Error| fs::error("read", path, &e);
+        let mut file = fs::open_to_write(path)?;
         let found = file.metadata().map_err(fail)?.len();
         if found < length {
             return Err(Error::data(format!(
@@ -38,7 +33,7 @@ impl JsonLines {
                 path.display()
             )));
         }
-        file.set_len(length).map_err(fail)?;
+        fs::set_len(&file, path, length)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;
         Ok(Self {
             file,
@@ -52,18 +47,14 @@ impl JsonLines {
         let mut line = serde_json::to_vec(row)
             .map_err(|e| Error::Internal(format!("cannot write a line of a log: {e}")))?;
         line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(|e| fs::error("write", &self.path, &e))?;
+        fs::write_all(&self.file, &self.path, &line)?;
         self.length += line.len() as u64;
         Ok(())
     }
 
     /// Makes the lines durable and gives the length in bytes, for a checkpoint to remember.
     pub fn sync(&mut self) -> Result<u64> {
-        self.file
-            .sync_data()
-            .map_err(|e| fs::error("write", &self.path, &e))?;
+        fs::change("sync", &self.path, || self.file.sync_data())?;
         Ok(self.length)
     }
 }

@@ -1,6 +1,6 @@
 //! One process a run directory.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
 
@@ -20,12 +20,7 @@ impl Lock {
     /// [`Error::Config`] when another process holds it.
     pub fn acquire(folder: &Path) -> Result<Self> {
         let path = folder.join(".lock");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| fs::error("open", &path, &e))?;
+        let mut file = fs::open_to_write(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -4,6 +4,8 @@ pub mod checkpoint;
 pub mod directory;
 pub mod environment;
 pub mod evaluation;
+#[cfg(debug_assertions)]
+pub mod faults;
 pub mod fs;
 pub mod job;
 pub mod jsonl;

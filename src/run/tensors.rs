@@ -38,9 +38,11 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Vec<f32>)]) -> Result<()> {
         let shape = [numbers.len()];
         (name, Vector { numbers, shape })
     });
-    serialize_to_file(views, None, path).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(e) => fs::error("write", path, &e),
-        e => Error::file("write", path, e),
+    fs::change("write", path, || {
+        serialize_to_file(views, None, path).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(e) => e,
+            e => std::io::Error::other(e),
+        })
     })
 }
 

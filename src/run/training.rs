@@ -66,6 +66,8 @@ pub struct Session<'a> {
     pub progress: Progress,
     /// Those of a resumed run are there from the start.
     pub evaluations: Vec<Evaluation>,
+    /// Steps in a row from which nothing was learnt, as of the checkpoint gone on from.
+    pub dead_steps: u64,
     /// `None` when there is nothing to evaluate on.
     pub evaluate: Option<&'a mut Evaluate<'a>>,
     /// Writes an adapter's file.
@@ -83,7 +85,6 @@ impl Session<'_> {
     /// with the checkpoints of the steps before untouched.
     pub fn run(&mut self, trainer: &mut dyn Trainer) -> Result<()> {
         let bar = self.progress.bar("training", self.total_steps);
-        let mut dead_steps = 0;
         let mut state = trainer.state();
         bar.set_position(state.step);
         loop {
@@ -105,13 +106,13 @@ impl Session<'_> {
             }
             match self.step(trainer, &bar) {
                 Ok(metrics) => {
-                    dead_steps = match metrics.get("frac_reward_zero_std") {
-                        Some(share) if share >= 1.0 => dead_steps + 1,
+                    self.dead_steps = match metrics.get("frac_reward_zero_std") {
+                        Some(share) if share >= 1.0 => self.dead_steps + 1,
                         _ => 0,
                     };
                     state = trainer.state();
                     bar.set_position(state.step);
-                    self.check_alive(&metrics, dead_steps, state.step)?;
+                    self.check_alive(&metrics, state.step)?;
                 }
                 Err(Error::Interrupted(_)) => {
                     // The step in flight is abandoned: back to where it began.
@@ -150,17 +151,17 @@ impl Session<'_> {
         Ok(metrics)
     }
 
-    fn check_alive(&self, metrics: &StepMetrics, dead_steps: u64, step: u64) -> Result<()> {
+    fn check_alive(&self, metrics: &StepMetrics, step: u64) -> Result<()> {
         for name in ["loss", "grad_norm", "reward"] {
             if metrics.get(name).is_some_and(|v| !v.is_finite()) {
                 return Err(Error::Diverged(format!(
                     "{name} is not finite after step {step}: lower optim.learning_rate; \
-                     the last checkpoint is from the step before"
+                     the checkpoints are from steps before"
                 )));
             }
         }
         let limit = self.config.max_dead_steps;
-        if limit > 0 && dead_steps >= limit {
+        if limit > 0 && self.dead_steps >= limit {
             let reward = metrics.get("reward").unwrap_or(f64::NAN);
             return Err(Error::Diverged(format!(
                 "no group had two different rewards in the last {limit} steps (mean reward \
@@ -180,13 +181,15 @@ impl Session<'_> {
 
     fn save(&mut self, trainer: &dyn Trainer, state: &TrainState) -> Result<()> {
         if self.store.has(state.step) {
-            return Ok(());
+            // A kill may have come between its saving and the removal of older ones.
+            return self.store.prune();
         }
         let checkpoint = Checkpoint {
             identity: self.identity.clone(),
             state: state.clone(),
             logs: self.logs.sync()?,
             evaluations: self.evaluations.clone(),
+            dead_steps: self.dead_steps,
         };
         let write = self.write_adapter;
         self.store

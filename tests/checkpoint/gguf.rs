@@ -187,6 +187,14 @@ fn gguf_name(hf: &str) -> String {
     .fold(hf.to_string(), |name, (from, to)| name.replace(from, to))
 }
 
+/// A small file that is read without complaint.
+pub fn tiny() -> (TempDir, PathBuf) {
+    gguf(Arch::Llama, "smollm", |_, shape, values| {
+        Block::f32(shape, values)
+    })
+    .write()
+}
+
 /// A file of the same model as [`config_json`], each tensor encoded by `encode`.
 fn gguf(arch: Arch, pre: &str, encode: impl Fn(&str, &[usize], &[f32]) -> Block) -> Gguf {
     let config = config(&config_json(arch));

@@ -2,6 +2,7 @@
 
 mod chat;
 mod config;
+mod corrupted;
 mod gguf;
 mod hostile;
 mod hub;

@@ -1,0 +1,13 @@
+//! A model in one GGUF file: configuration, tokenizer, chat template, weights.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tinylora::model::{LoadOptions, Model};
+use tinylora_fuzz::read_file;
+
+fuzz_target!(|data: &[u8]| {
+    read_file("fuzz.gguf", data, "fuzz.gguf", |path| {
+        Model::load(&path.display().to_string(), &LoadOptions::default())
+    });
+});
