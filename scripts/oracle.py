@@ -1,8 +1,8 @@
 """Make what `tests/oracle.rs` compares with: log-probabilities by transformers.
 
     python3 -m venv venv && venv/bin/pip install torch transformers gguf accelerate
-    scripts/install-smollm2.sh smollm2
-    venv/bin/python scripts/oracle.py smollm2/SmolLM2-135M-Instruct.Q4_1.gguf ORACLE_DIR
+    scripts/install-smollm2.sh ORACLE_DIR
+    venv/bin/python scripts/oracle.py ORACLE_DIR/SmolLM2-135M-Instruct.Q4_1.gguf ORACLE_DIR
     TINYLORA_ORACLE=ORACLE_DIR cargo test --release --test oracle
 
 In ORACLE_DIR: `smollm2` (the GGUF file dequantised to f32), `qwen2` (random, biases, untied head)
