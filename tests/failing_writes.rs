@@ -140,8 +140,9 @@ fn a_disk_that_is_full_at_any_moment_costs_nothing_that_was_saved() {
             assert!(found == whole, "change {first}: other bytes");
             std::fs::remove_dir_all(&run).unwrap();
         }
-        // Only the page at the end may be missing from a run that says it is done.
-        assert!(survived <= 7, "{survived}");
+        // Only the page at the end may be missing from a run that says it is done. On a disk that stays
+        // full it is; single moments are tried too far apart to meet it for sure.
+        assert!((usize::from(lasting)..=7).contains(&survived), "{survived}");
     }
 }
 

@@ -274,8 +274,9 @@ impl<'a> Parser<'a> {
                 };
                 factors.push(sign.apply(Node::Recip(Box::new(divisor))));
             }
-            // `x < 2:(-∞, 2)`: a colon before a set divides nothing.
-            if op == ':' && factors[start..].iter().any(divides_by_set) {
+            // `x < 2:(-∞, 2)`: a colon before a set, an interval or a point divides nothing.
+            let by_set = |f: &Node| matches!(f, Node::Recip(divisor) if !divisor.is_scalar());
+            if op == ':' && factors[start..].iter().any(by_set) {
                 return None;
             }
         }
@@ -523,11 +524,6 @@ impl<'a> Parser<'a> {
             _ => None,
         }
     }
-}
-
-/// One over a set, an interval or a point.
-fn divides_by_set(factor: &Node) -> bool {
-    matches!(factor, Node::Recip(divisor) if !divisor.is_scalar())
 }
 
 #[derive(Clone, Copy)]
