@@ -324,9 +324,8 @@ impl Bench<'_> {
             let hidden = batch.gather(&tape.hidden)?;
             let coefficients: Vec<f64> = (0..targets).map(|i| 1.0 - (i % 2) as f64 * 2.0).collect();
             let matrix = decoder.head(Some(self.adapter));
-            let ignore = |_: &_, _: &_| Ok(());
             let (dgathered, _) =
-                head::backward(&hidden, matrix, &batch.targets, 1.0, &coefficients, ignore)?;
+                head::backward(&hidden, matrix, &batch.targets, 1.0, &coefficients, None)?;
             let dhidden = batch.scatter(&dgathered, &tape.hidden)?;
             decoder.backward(
                 self.adapter,

@@ -151,17 +151,17 @@ impl Decoder {
                 loss(&scores)?
             }
         };
+        let mut train_head =
+            |dlogits: &Tensor, hidden: &Tensor| gradients.add_head(dlogits, hidden);
         let (dgathered, scores) = head::backward(
             &hidden,
             matrix,
             &batch.targets,
             temperature,
             &coefficients,
-            |dlogits, hidden| {
-                if adapter.trains_weights() {
-                    gradients.add_head(dlogits, hidden)?;
-                }
-                Ok(())
+            match adapter.trains_weights() {
+                true => Some(&mut train_head),
+                false => None,
             },
         )?;
         let dhidden = batch.scatter(&dgathered, &tape.hidden)?;

@@ -320,13 +320,13 @@ impl Pass<'_> {
         let k = rope::forward(backend, &k, self.rotation, heads.key_value)?;
         kv.append(self.spans, &k, &v, heads)?;
         let (out, lse) = attention::forward(&q, self.spans, kv, heads, keep)?;
-        let middle = add::forward(backend, &x, &apply(ModuleKind::O, &out)?)?;
+        let middle = add::forward(backend, apply(ModuleKind::O, &out)?, &x)?;
 
         let middle_normed = rms_norm::forward(backend, &middle, &block.post_attention_norm, eps)?;
         let gate = apply(ModuleKind::Gate, &middle_normed)?;
         let up = apply(ModuleKind::Up, &middle_normed)?;
         let activated = swiglu::forward(backend, &gate, &up)?;
-        let y = add::forward(backend, &middle, &apply(ModuleKind::Down, &activated)?)?;
+        let y = add::forward(backend, apply(ModuleKind::Down, &activated)?, &middle)?;
 
         let kept = keep.then(|| Activations {
             x,
@@ -372,9 +372,9 @@ impl Pass<'_> {
         let (dgate, dup) = swiglu::backward(backend, &kept.gate, &kept.up, &dactivated)?;
         let dgate = back(ModuleKind::Gate, &kept.middle_normed, &dgate)?;
         let dup = back(ModuleKind::Up, &kept.middle_normed, &dup)?;
-        let dnormed = add::forward(backend, &dgate, &dup)?;
+        let dnormed = add::forward(backend, dgate, &dup)?;
         let (dmiddle, dpost) = self.norm_backward(block, Norm::Post, &kept.middle, &dnormed)?;
-        let g = add::forward(backend, &g, &dmiddle)?;
+        let g = add::forward(backend, dmiddle, &g)?;
 
         let dout = back(ModuleKind::O, &kept.attention.out, &g)?;
         let (dq, dk, dv) = attention::backward(backend, &kept.attention, &dout, layout, heads)?;
@@ -383,14 +383,14 @@ impl Pass<'_> {
         let dq = back(ModuleKind::Q, &kept.normed, &dq)?;
         let dk = back(ModuleKind::K, &kept.normed, &dk)?;
         let dv = back(ModuleKind::V, &kept.normed, &dv)?;
-        let dnormed = add::forward(backend, &add::forward(backend, &dq, &dk)?, &dv)?;
+        let dnormed = add::forward(backend, add::forward(backend, dq, &dk)?, &dv)?;
         let (dx, dinput) = self.norm_backward(block, Norm::Input, &kept.x, &dnormed)?;
 
         if let (Some(dpost), Some(dinput)) = (dpost, dinput) {
             gradients.add_weight(&post_attention_norm_name(layer), &dpost)?;
             gradients.add_weight(&input_norm_name(layer), &dinput)?;
         }
-        add::forward(backend, &g, &dx)
+        add::forward(backend, dx, &g)
     }
 
     fn norm_backward(

@@ -5,9 +5,10 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::{self, PackedMatrix};
 use super::linear::Matrix;
 use super::rms_norm::wide;
-use super::{cpu, cpu_slice, from_cpu};
+use super::{cpu_slice, from_cpu};
 use crate::Result;
 
 /// Rows whose logits exist at one time: 128 rows of a 150k vocabulary are 77 MB.
@@ -33,20 +34,28 @@ pub fn forward(
     temperature: f64,
 ) -> Result<Scores> {
     let mut scores = Scores::default();
+    let mut memory = Vec::new();
     for (start, chunk) in chunks(hidden, targets)? {
-        let logits = logits(&chunk, head)?;
         let targets = &targets[start..start + chunk.dim(0)?];
         scores.extend(match head {
-            Matrix::Packed(_) => cpu_scores(&logits, targets, temperature)?,
-            Matrix::Dense(_) => Distribution::of(&logits, temperature)?.scores(targets)?,
+            Matrix::Packed(head) => {
+                let logits = packed_logits(&chunk, head, &mut memory)?;
+                cpu_scores(logits, targets, temperature)
+            }
+            Matrix::Dense(_) => {
+                let logits = logits(&chunk, head)?;
+                Distribution::of(&logits, temperature)?.scores(targets)?
+            }
         });
     }
     Ok(scores)
 }
 
+/// Sees the gradient of a chunk of logits and the hidden states it belongs to: a trained head's.
+pub type OnLogits<'a> = &'a mut dyn FnMut(&Tensor, &Tensor) -> Result<()>;
+
 /// Gradient of L with respect to hidden, given `coefficients[n]` = dL/dlogp of target `n`; the
-/// scores of [`forward`] come with it. `on_logits(rows, dlogits, hidden)` sees the gradient of each
-/// chunk of logits, for a trained head.
+/// scores of [`forward`] come with it.
 ///
 /// dL/dlogits = coefficient · (onehot(target) − softmax) / temperature.
 pub fn backward(
@@ -55,28 +64,38 @@ pub fn backward(
     targets: &[u32],
     temperature: f64,
     coefficients: &[f64],
-    mut on_logits: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+    mut on_logits: Option<OnLogits<'_>>,
 ) -> Result<(Tensor, Scores)> {
     let mut scores = Scores::default();
     let mut parts = Vec::new();
+    let mut memory = Vec::new();
     for (start, chunk) in chunks(hidden, targets)? {
         let end = start + chunk.dim(0)?;
         let (targets, coefficients) = (&targets[start..end], &coefficients[start..end]);
-        let logits = logits(&chunk, head)?;
-        let (dlogits, part) = match head {
-            Matrix::Packed(_) => cpu_gradient(&logits, targets, temperature, coefficients)?,
-            Matrix::Dense(_) => {
-                let distribution = Distribution::of(&logits, temperature)?;
-                let dlogits = distribution.gradient(targets, temperature, coefficients)?;
-                (
-                    dlogits.to_dtype(hidden.dtype())?,
-                    distribution.scores(targets)?,
-                )
+        match head {
+            Matrix::Packed(w) => {
+                let logits = packed_logits(&chunk, w, &mut memory)?;
+                scores.extend(cpu_gradient(logits, targets, temperature, coefficients));
+                if let Some(on_logits) = &mut on_logits {
+                    let dlogits = from_cpu(logits.to_vec(), (end - start, w.out_features()))?;
+                    on_logits(&dlogits, &chunk)?;
+                }
+                let mut dhidden = vec![0.0; (end - start) * w.in_features()];
+                w.backward(logits, end - start, &mut dhidden, false);
+                parts.push(from_cpu(dhidden, (end - start, w.in_features()))?);
             }
-        };
-        scores.extend(part);
-        on_logits(&dlogits, &chunk)?;
-        parts.push(head.backward(&dlogits)?);
+            Matrix::Dense(_) => {
+                let distribution = Distribution::of(&logits(&chunk, head)?, temperature)?;
+                scores.extend(distribution.scores(targets)?);
+                let dlogits = distribution
+                    .gradient(targets, temperature, coefficients)?
+                    .to_dtype(hidden.dtype())?;
+                if let Some(on_logits) = &mut on_logits {
+                    on_logits(&dlogits, &chunk)?;
+                }
+                parts.push(head.backward(&dlogits)?);
+            }
+        }
     }
     let dhidden = if parts.is_empty() {
         hidden.zeros_like()?
@@ -84,6 +103,21 @@ pub fn backward(
         Tensor::cat(&parts, 0)?
     };
     Ok((dhidden, scores))
+}
+
+/// Logits `[rows, vocab]` of a chunk, in memory that serves one chunk after the other.
+fn packed_logits<'a>(
+    chunk: &Tensor,
+    head: &PackedMatrix,
+    memory: &'a mut Vec<f32>,
+) -> Result<&'a mut [f32]> {
+    let rows = chunk.dim(0)?;
+    let len = rows * head.out_features();
+    if memory.len() < len {
+        memory.resize(len, 0.0);
+    }
+    head.forward(&cpu_slice(chunk)?, rows, None, &mut memory[..len]);
+    Ok(&mut memory[..len])
 }
 
 impl Scores {
@@ -104,10 +138,10 @@ fn chunks(hidden: &Tensor, targets: &[u32]) -> Result<Vec<(usize, Tensor)>> {
         .collect()
 }
 
-fn cpu_scores(logits: &Tensor, targets: &[u32], temperature: f64) -> Result<Scores> {
-    let vocab = logits.dim(1)?;
+fn cpu_scores(logits: &[f32], targets: &[u32], temperature: f64) -> Scores {
+    let vocab = logits.len() / targets.len();
     let inverse = inverse_temperature(temperature);
-    let (logprobs, entropies) = cpu_slice(logits)?
+    let (logprobs, entropies) = logits
         .par_chunks_exact(vocab)
         .zip(targets)
         .map(|(row, &target)| {
@@ -115,41 +149,35 @@ fn cpu_scores(logits: &Tensor, targets: &[u32], temperature: f64) -> Result<Scor
             (f64::from(scores.logprob), f64::from(scores.entropy))
         })
         .unzip();
-    Ok(Scores {
+    Scores {
         logprobs,
         entropies,
-    })
+    }
 }
 
+/// Turns logits into their gradient, in place.
 fn cpu_gradient(
-    logits: &Tensor,
+    logits: &mut [f32],
     targets: &[u32],
     temperature: f64,
     coefficients: &[f64],
-) -> Result<(Tensor, Scores)> {
-    let (rows, vocab) = logits.dims2()?;
+) -> Scores {
+    let vocab = logits.len() / targets.len();
     let inverse = inverse_temperature(temperature);
-    let mut dlogits = cpu_slice(logits)?.to_vec();
-    let (logprobs, entropies) = dlogits
+    let (logprobs, entropies) = logits
         .par_chunks_exact_mut(vocab)
         .zip(targets.par_iter().zip(coefficients))
         .map(|(row, (&target, &coefficient))| {
-            let scores = cpu::token_scores(row, target as usize, inverse);
-            cpu::logits_gradient(
-                row,
-                target as usize,
-                inverse,
-                scores.lse,
-                coefficient as f32,
-            );
+            let (target, coefficient) = (target as usize, coefficient as f32);
+            let scores = cpu::token_scores(row, target, inverse);
+            cpu::logits_gradient(row, target, inverse, scores.lse, coefficient);
             (f64::from(scores.logprob), f64::from(scores.entropy))
         })
         .unzip();
-    let scores = Scores {
+    Scores {
         logprobs,
         entropies,
-    };
-    Ok((from_cpu(dlogits, (rows, vocab))?, scores))
+    }
 }
 
 /// The factor that the CPU sampler and scorer both multiply logits with.

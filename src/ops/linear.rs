@@ -4,9 +4,9 @@
 use candle_core::Tensor;
 
 use super::cpu::{self, PackedMatrix};
-use super::{cpu_slice, from_cpu};
+use super::{cpu_slice, from_cpu, update};
+use crate::Result;
 use crate::adapter::LowRank;
-use crate::{Error, Result};
 
 /// A weight `[out, in]` in the form its backend multiplies with.
 #[derive(Debug, Clone)]
@@ -186,28 +186,4 @@ fn add_side(
             Ok((xa, (y + delta)?))
         }
     }
-}
-
-/// Changes the values of a CPU tensor that nobody else holds, in place.
-fn update(tensor: Tensor, change: impl Fn(&mut [f32])) -> Result<Tensor> {
-    struct InPlace<F>(F);
-    impl<F: Fn(&mut [f32])> candle_core::InplaceOp1 for InPlace<F> {
-        fn name(&self) -> &'static str {
-            "update"
-        }
-
-        fn cpu_fwd(
-            &self,
-            storage: &mut candle_core::CpuStorage,
-            _: &candle_core::Layout,
-        ) -> candle_core::Result<()> {
-            match storage {
-                candle_core::CpuStorage::F32(values) => (self.0)(values),
-                _ => candle_core::bail!("an f32 tensor was expected"),
-            }
-            Ok(())
-        }
-    }
-    tensor.inplace_op1(&InPlace(change)).map_err(Error::from)?;
-    Ok(tensor)
 }

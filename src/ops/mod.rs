@@ -17,7 +17,7 @@ pub mod swiglu;
 mod tensor;
 
 pub use layout::{Layout, Segment, Span};
-pub use tensor::{CpuSlice, cpu_slice, from_cpu};
+pub use tensor::{CpuSlice, cpu_slice, from_cpu, update};
 
 /// Which implementation of every operation runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,3 +50,27 @@ pub fn cpu_slice(tensor: &Tensor) -> Result<CpuSlice<'_>> {
 pub fn from_cpu(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
 }
+
+/// Changes the values of a contiguous f32 CPU tensor that nobody else holds, in place.
+pub fn update(tensor: Tensor, change: impl Fn(&mut [f32])) -> Result<Tensor> {
+    struct InPlace<F>(F);
+    impl<F: Fn(&mut [f32])> candle_core::InplaceOp1 for InPlace<F> {
+        fn name(&self) -> &'static str {
+            "update"
+        }
+
+        fn cpu_fwd(
+            &self,
+            storage: &mut candle_core::CpuStorage,
+            _: &candle_core::Layout,
+        ) -> candle_core::Result<()> {
+            match storage {
+                candle_core::CpuStorage::F32(values) => (self.0)(values),
+                _ => candle_core::bail!("an f32 tensor was expected"),
+            }
+            Ok(())
+        }
+    }
+    tensor.inplace_op1(&InPlace(change)).map_err(Error::from)?;
+    Ok(tensor)
+}

@@ -65,7 +65,7 @@ impl PackedMatrix {
             y.fill(0.0);
         }
         let y = Shared::new(y);
-        Plan::new(m, n, k).run(|rows, columns| {
+        Plan::new(m, n, k, k).run(|rows, columns| {
             let lhs = Lhs::rows(&x[rows.start * k..], k);
             let out = Out {
                 start: y.at(rows.start * n + columns.start),
@@ -102,7 +102,8 @@ impl PackedMatrix {
             dx.fill(0.0);
         }
         let dx = Shared::new(dx);
-        Plan::new(m, k, n).run(|rows, columns| {
+        // A block of depth passes all rows of a task before the next one.
+        Plan::new(m, k, n, DEPTH).run(|rows, columns| {
             let lhs = Lhs::rows(&g[rows.start * n..], n);
             let out = Out {
                 start: dx.at(rows.start * k + columns.start),
@@ -126,11 +127,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(m: usize, n: usize, depth: usize) -> Self {
+    /// `m` × `n` sums of `depth` terms, of which a task needs `at_once` of every row at one time.
+    fn new(m: usize, n: usize, depth: usize, at_once: usize) -> Self {
         let work = m * n * depth;
         // A product of few rows waits for memory rather than for arithmetic.
         let threads = par::threads_for(2 * work + 6 * n * depth);
-        let row_blocks = m.div_ceil((ROW_DATA / depth.max(1)).clamp(48, 512));
+        let row_blocks = m.div_ceil((ROW_DATA / at_once.max(1)).clamp(48, 512));
         let wanted = if threads == 1 {
             1
         } else {
@@ -302,7 +304,7 @@ pub fn weight_gradient(g: &[f32], x: &[f32], n: usize, k: usize, dw: &mut [f32],
     }
     let first = if accumulate { Mode::Add } else { Mode::Set };
     let dw = Shared::new(dw);
-    Plan::new(n, k, t).run(|rows, columns| {
+    Plan::new(n, k, t, t).run(|rows, columns| {
         let width = group_width(isa, rows.len(), columns.len());
         // The factors are copied into compact blocks, since rows far apart in memory would evict
         // each other from the first-level cache.

@@ -10,6 +10,7 @@
     reason = "tiles of constant size are read best as loops over their rows and columns"
 )]
 
+mod add;
 mod attention;
 mod attention_backward;
 mod buffer;
@@ -30,6 +31,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use add::add_assign;
 pub use attention::attention_forward;
 pub use attention_backward::attention_backward;
 pub use gemm::weight_gradient;

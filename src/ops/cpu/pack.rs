@@ -193,9 +193,18 @@ fn widen_generic<S: Simd, E: Element>(s: S, from: &[E], to: &mut [f32]) {
 fn transpose_generic<S: Simd, E: Element>(s: S, from: &[E], inputs: usize, to: &mut [f32]) {
     assert!(inputs <= LANES && from.len() >= inputs * LANES && to.len() >= LANES * LANES);
     let mut block = [s.zero(); LANES];
-    for (i, row) in block.iter_mut().enumerate().take(inputs) {
-        // SAFETY: (i + 1)·16 ≤ inputs·16 ≤ from.len().
-        *row = unsafe { E::load(s, from.as_ptr().add(i * LANES)) };
+    if inputs == LANES {
+        for i in 0..LANES {
+            // SAFETY: (i + 1)·16 ≤ 256 = inputs·16 ≤ from.len().
+            block[i] = unsafe { E::load(s, from.as_ptr().add(i * LANES)) };
+        }
+    } else {
+        for i in 0..LANES {
+            if i < inputs {
+                // SAFETY: (i + 1)·16 ≤ inputs·16 ≤ from.len().
+                block[i] = unsafe { E::load(s, from.as_ptr().add(i * LANES)) };
+            }
+        }
     }
     s.transpose(&mut block);
     for (i, row) in block.iter().enumerate() {

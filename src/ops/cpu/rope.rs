@@ -58,30 +58,34 @@ fn rotate_generic<S: Simd>(
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
         for head in row.chunks_exact_mut(2 * half) {
             let (first, second) = head.split_at_mut(half);
-            let turn = |x1: S::V, x2: S::V, cos: S::V, sin: S::V| {
-                let sin = s.mul(sign, sin);
-                let y1 = s.fma(s.sub(s.zero(), x2), sin, s.mul(x1, cos));
-                let y2 = s.fma(x1, sin, s.mul(x2, cos));
-                (y1, y2)
-            };
             let (first, first_rest) = first.as_chunks_mut::<LANES>();
             let (second, second_rest) = second.as_chunks_mut::<LANES>();
             let (cos, cos_rest) = cos.as_chunks::<LANES>();
             let (sin, sin_rest) = sin.as_chunks::<LANES>();
             for (((x1, x2), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                let (y1, y2) = turn(s.load(x1), s.load(x2), s.load(cos), s.load(sin));
+                let sin = s.mul(sign, s.load(sin));
+                let (y1, y2) = turn(s, s.load(x1), s.load(x2), s.load(cos), sin);
                 s.store(x1, y1);
                 s.store(x2, y2);
             }
             if !first_rest.is_empty() {
-                let load = |x: &[f32]| s.load_part(x, 0.0);
-                let (x1, x2) = (load(first_rest), load(second_rest));
-                let (y1, y2) = turn(x1, x2, load(cos_rest), load(sin_rest));
+                let x1 = s.load_part(first_rest, 0.0);
+                let x2 = s.load_part(second_rest, 0.0);
+                let sin = s.mul(sign, s.load_part(sin_rest, 0.0));
+                let (y1, y2) = turn(s, x1, x2, s.load_part(cos_rest, 0.0), sin);
                 s.store_part(first_rest, y1);
                 s.store_part(second_rest, y2);
             }
         }
     }
+}
+
+/// Pairs (x1, x2) turned by angles with this cosine and sine.
+#[inline(always)]
+fn turn<S: Simd>(s: S, x1: S::V, x2: S::V, cos: S::V, sin: S::V) -> (S::V, S::V) {
+    let y1 = s.fma(s.sub(s.zero(), x2), sin, s.mul(x1, cos));
+    let y2 = s.fma(x1, sin, s.mul(x2, cos));
+    (y1, y2)
 }
 
 dispatch! { fn rotate_rows(x: &mut [f32], half: usize, positions: &[u32], cos: &[f32], sin: &[f32], sign: f32) = rotate_generic }

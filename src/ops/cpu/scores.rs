@@ -152,13 +152,21 @@ fn block_sums_generic<S: Simd>(s: S, logits: &[f32], inverse: f32) -> (f32, f32,
 fn gradient_generic<S: Simd>(s: S, x: &mut [f32], inverse: f32, shift: f32, factor: f32) {
     let (inverse, shift, factor) = (s.splat(inverse), s.splat(shift), s.splat(factor));
     let (blocks, rest) = x.as_chunks_mut::<LANES>();
-    let value = |x: S::V| s.mul(s.exp(s.sub(s.mul(x, inverse), shift)), factor);
     for block in blocks {
-        s.store(block, value(s.load(block)));
+        let value = scaled_exp(s, s.load(block), inverse, shift, factor);
+        s.store(block, value);
     }
     if !rest.is_empty() {
-        s.store_part(rest, value(s.load_part(rest, 0.0)));
+        let value = scaled_exp(s, s.load_part(rest, 0.0), inverse, shift, factor);
+        s.store_part(rest, value);
     }
+}
+
+/// `factor · e^(x · inverse − shift)`. A function rather than a closure, which would not be
+/// compiled for the instruction set of its caller.
+#[inline(always)]
+fn scaled_exp<S: Simd>(s: S, x: S::V, inverse: S::V, shift: S::V, factor: S::V) -> S::V {
+    s.mul(s.exp(s.sub(s.mul(x, inverse), shift)), factor)
 }
 
 dispatch! { fn block_sums(logits: &[f32], inverse: f32) -> (f32, f32, f32) = block_sums_generic }

@@ -102,34 +102,46 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn transpose(self, rows: &mut [__m512; LANES]) {
-        unsafe {
-            // Pairs of rows, then quads, then 128-bit blocks twice.
-            let mut a = *rows;
-            for i in 0..8 {
-                a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
-                a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
-            }
-            let pd = |v: __m512| _mm512_castps_pd(v);
-            let mut b = a;
-            for i in 0..4 {
-                let q = 4 * i;
-                b[q] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[q]), pd(a[q + 2])));
-                b[q + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[q]), pd(a[q + 2])));
-                b[q + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[q + 1]), pd(a[q + 3])));
-                b[q + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[q + 1]), pd(a[q + 3])));
-            }
-            for i in 0..4 {
-                // b[i], b[4 + i], b[8 + i], b[12 + i]: column 4·block + i of four rows each.
-                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[i], b[4 + i]);
-                let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[i], b[4 + i]);
-                let low2 = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[8 + i], b[12 + i]);
-                let high2 = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[8 + i], b[12 + i]);
+        let quads = [
+            quad(self, rows, 0),
+            quad(self, rows, 4),
+            quad(self, rows, 8),
+            quad(self, rows, 12),
+        ];
+        for i in 0..4 {
+            // Column 4·block + i of four rows each.
+            let [q0, q1, q2, q3] = [quads[0][i], quads[1][i], quads[2][i], quads[3][i]];
+            unsafe {
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(q0, q1);
+                let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(q0, q1);
+                let low2 = _mm512_shuffle_f32x4::<0b10_00_10_00>(q2, q3);
+                let high2 = _mm512_shuffle_f32x4::<0b11_01_11_01>(q2, q3);
                 rows[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low, low2);
                 rows[8 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low, low2);
                 rows[4 + i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(high, high2);
                 rows[12 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high, high2);
             }
         }
+    }
+}
+
+/// Rows `i..i + 4` of a block, transposed within each of their 128-bit blocks; `_s` proves that the
+/// machine has AVX-512. Arrays are made as literals and never copied, so that they stay in registers.
+#[inline(always)]
+fn quad(_s: Avx512, rows: &[__m512; LANES], i: usize) -> [__m512; 4] {
+    let [r0, r1, r2, r3] = [rows[i], rows[i + 1], rows[i + 2], rows[i + 3]];
+    // SAFETY: see the parameter.
+    unsafe {
+        let low = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
+        let high = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
+        let low2 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
+        let high2 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2)),
+        ]
     }
 }
 
@@ -277,27 +289,34 @@ impl Simd for Avx2 {
     }
 }
 
-/// An 8×8 block; `_s` proves that the machine has AVX2.
+/// An 8×8 block; `_s` proves that the machine has AVX2. Like [`quad`], without copies of arrays.
 #[inline(always)]
 fn transpose8(_s: Avx2, r: &mut [__m256; 8]) {
     // SAFETY: see the parameter.
     unsafe {
-        let mut a = *r;
+        let [r0, r1, r2, r3, r4, r5, r6, r7] = *r;
+        let half = [quad8(_s, [r0, r1, r2, r3]), quad8(_s, [r4, r5, r6, r7])];
         for i in 0..4 {
-            a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-            a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            r[i] = _mm256_permute2f128_ps::<0x20>(half[0][i], half[1][i]);
+            r[4 + i] = _mm256_permute2f128_ps::<0x31>(half[0][i], half[1][i]);
         }
-        let mut b = a;
-        for i in 0..2 {
-            let q = 4 * i;
-            b[q] = _mm256_shuffle_ps::<0b01_00_01_00>(a[q], a[q + 2]);
-            b[q + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a[q], a[q + 2]);
-            b[q + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(a[q + 1], a[q + 3]);
-            b[q + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(a[q + 1], a[q + 3]);
-        }
-        for i in 0..4 {
-            r[i] = _mm256_permute2f128_ps::<0x20>(b[i], b[4 + i]);
-            r[4 + i] = _mm256_permute2f128_ps::<0x31>(b[i], b[4 + i]);
-        }
+    }
+}
+
+/// Four rows, transposed within each of their 128-bit blocks.
+#[inline(always)]
+fn quad8(_s: Avx2, [r0, r1, r2, r3]: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: see the parameter of `transpose8`.
+    unsafe {
+        let low = _mm256_unpacklo_ps(r0, r1);
+        let high = _mm256_unpackhi_ps(r0, r1);
+        let low2 = _mm256_unpacklo_ps(r2, r3);
+        let high2 = _mm256_unpackhi_ps(r2, r3);
+        [
+            _mm256_shuffle_ps::<0b01_00_01_00>(low, low2),
+            _mm256_shuffle_ps::<0b11_10_11_10>(low, low2),
+            _mm256_shuffle_ps::<0b01_00_01_00>(high, high2),
+            _mm256_shuffle_ps::<0b11_10_11_10>(high, high2),
+        ]
     }
 }
