@@ -309,7 +309,7 @@ fn bench_reports_every_phase() {
     let tokens = report["rollout"]["tokens"].as_u64().unwrap();
     assert!((4..=16).contains(&tokens), "{tokens}");
     let seconds = |phase: &str| report[phase]["seconds"].as_f64().unwrap();
-    let parts = seconds("rollout") + seconds("forward") + seconds("backward");
+    let parts = seconds("rollout") + seconds("backward");
     assert!((seconds("step") - parts).abs() < 1e-9);
     assert!(place.succeed(&ask).contains("of peak"));
     place.refuse(

@@ -131,7 +131,7 @@ fn peft_gives_the_same_log_probabilities_and_gradient_of_v() {
         scored += batch.targets.len();
         let scores = model
             .decoder
-            .accumulate_gradients(&adapter, &batch, 1.0, Keep::Inputs, known, &mut ours)
+            .accumulate_gradients(&adapter, &batch, 1.0, Keep::Inputs.into(), known, &mut ours)
             .expect("gradients");
         logprobs.push(scores.logprobs);
     }

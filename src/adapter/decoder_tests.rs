@@ -109,7 +109,14 @@ fn gradient(decoder: &Decoder, adapter: &Adapter) -> Vec<f64> {
     let mut gradients = adapter.gradients();
     let known = Coefficients::Known(coefficients(&batch()));
     decoder
-        .accumulate_gradients(adapter, &batch(), 1.0, Keep::Inputs, known, &mut gradients)
+        .accumulate_gradients(
+            adapter,
+            &batch(),
+            1.0,
+            Keep::Inputs.into(),
+            known,
+            &mut gradients,
+        )
         .unwrap();
     gradients.sum()
 }

@@ -121,6 +121,10 @@ pub struct GrpoConfig {
 
     /// Tokens of one forward/backward pass. Groups stay together unless one alone is larger.
     pub micro_batch_tokens: usize,
+    /// Memory, in GB, for what updates need of a forward pass: the inputs of all blocks, kept while
+    /// sampling, or a pass's activations. What does not fit is computed again; the gradient is the
+    /// same to the bit on the CPU.
+    pub activation_memory_gb: f64,
     /// Compute each block's activations again on the way back instead of keeping them; absent: when
     /// they would be large.
     pub gradient_checkpointing: Option<bool>,
@@ -156,12 +160,18 @@ impl Default for GrpoConfig {
             importance_sampling_clip_max: Some(2.0),
             importance_sampling_clip_min: None,
             micro_batch_tokens: 2048,
+            activation_memory_gb: 2.0,
             gradient_checkpointing: None,
         }
     }
 }
 
 impl GrpoConfig {
+    /// [`Self::activation_memory_gb`] in bytes.
+    pub fn activation_memory(&self) -> usize {
+        (self.activation_memory_gb * 1e9) as usize
+    }
+
     /// Optimizer updates made from one generation batch.
     pub fn updates_per_step(&self) -> usize {
         self.steps_per_generation * self.num_iterations
@@ -184,6 +194,12 @@ impl GrpoConfig {
         ] {
             check(value >= 1, key, value, || "must be at least 1".into())?;
         }
+        check(
+            self.activation_memory_gb >= 0.0 && self.activation_memory_gb.is_finite(),
+            "grpo.activation_memory_gb",
+            self.activation_memory_gb,
+            || "must be 0 or more".into(),
+        )?;
         check(
             self.prompts_per_step
                 .is_multiple_of(self.steps_per_generation),

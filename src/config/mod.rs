@@ -65,6 +65,7 @@ const FREE_ON_RESUME: &[&str] = &[
     "data.train",
     "data.data_dir",
     "rollout.max_batch_size",
+    "grpo.activation_memory_gb",
     "train.run_name",
     "train.save_steps",
     "train.save_total_limit",

@@ -128,6 +128,7 @@ mod tests {
                         .map(|r| r[g * n..][..n].to_vec())
                         .collect(),
                     extracted: vec![None; n],
+                    inputs: None,
                 })
                 .collect();
             let names: Vec<String> = (0..rewards_of.len()).map(|k| format!("f{k}")).collect();

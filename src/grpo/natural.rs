@@ -5,7 +5,7 @@ use super::loss::{Normalizer, on_policy_coefficient, token_weights};
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::Result;
-use crate::model::{Batch, Coefficients, Keep, pack};
+use crate::model::{Batch, Coefficients, pack};
 use crate::optim::{Direction, Update};
 use crate::run::{StepMetrics, signals};
 
@@ -127,20 +127,20 @@ impl GrpoTrainer<'_> {
                 batch.push_sequence(self.prompt(rollouts, item.group), tokens(item))?;
             }
             gradients.set_sequence_offset(run.start);
-            let keep = Keep::choose(
-                self.config.gradient_checkpointing,
-                &self.decoder.config,
-                batch.tokens.len(),
+            let own: Vec<&Item> = items[run.clone()].iter().collect();
+            let recorded = rollouts.recorded(
+                own.iter()
+                    .map(|item| (item.group, std::slice::from_ref(&item.sample))),
             );
+            let inputs = self.block_inputs(batch.tokens.len(), recorded);
             let scores = self.decoder.accumulate_gradients(
                 adapter,
                 &batch,
                 self.config.temperature,
-                keep,
+                inputs,
                 Coefficients::Known(vec![1.0; batch.targets.len()]),
                 &mut gradients,
             )?;
-            let own: Vec<&Item> = items[run.clone()].iter().collect();
             sums.add(&self.loss, &policy, &own, &batch, &scores.logprobs);
             sums.entropy += scores.entropies.iter().sum::<f64>();
             sums.tokens += scores.entropies.len();

@@ -5,6 +5,7 @@ use crate::adapter::Adapter;
 use crate::config::GrpoConfig;
 use crate::data::DataOrder;
 use crate::data::prompts::PromptedProblem;
+use crate::model::{BatchInputs, GroupInputs};
 use crate::reward::{RewardSet, Sample};
 use crate::rollout::{Completion, Engine, Request, SamplingParams};
 use crate::run::signals;
@@ -20,6 +21,8 @@ pub struct Group {
     pub rewards: Vec<Vec<f64>>,
     /// Answer that the first grader found in each completion.
     pub extracted: Vec<Option<String>>,
+    /// What the rollout recorded for the update.
+    pub inputs: Option<GroupInputs>,
 }
 
 /// A generation batch.
@@ -62,6 +65,7 @@ impl Sampler<'_> {
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Rollouts> {
         let wanted = self.config.prompts_per_step;
+        self.engine.record(self.config.activation_memory());
         let mut drawn = wanted as u64;
         let mut groups = self.rollout(adapter, step, position, wanted, on_progress)?;
         let mut advantages = self.judge(&groups)?;
@@ -83,10 +87,12 @@ impl Sampler<'_> {
             for (group, spread) in fresh.into_iter().zip(spread) {
                 // As many places as fresh groups: there is one for every useful group.
                 let place = if spread { places.next() } else { None };
-                discarded.push(match place {
+                let mut left_out = match place {
                     Some(at) => std::mem::replace(&mut groups[at], group),
                     None => group,
-                });
+                };
+                left_out.inputs = None;
+                discarded.push(left_out);
             }
             advantages = self.judge(&groups)?;
         }
@@ -153,6 +159,7 @@ impl Sampler<'_> {
             })
             .collect();
         let mut scores = self.rewards.score(&samples)?;
+        let mut recorded = self.engine.take_recorded().into_iter();
         Ok(chosen
             .into_iter()
             .zip(completions)
@@ -168,6 +175,7 @@ impl Sampler<'_> {
                         .map(Option::take)
                         .collect(),
                     completions,
+                    inputs: recorded.next().flatten(),
                 }
             })
             .collect())
@@ -217,6 +225,22 @@ impl Rollouts {
     /// Completions in the order of the advantages.
     pub fn completions(&self) -> impl Iterator<Item = &Completion> {
         self.groups.iter().flat_map(|group| &group.completions)
+    }
+
+    /// The rows of these prompts and samples of them, group after group, if all were recorded.
+    pub(super) fn recorded<'s>(
+        &self,
+        groups: impl Iterator<Item = (usize, &'s [usize])>,
+    ) -> Option<BatchInputs> {
+        let mut batch = BatchInputs::default();
+        for (group, samples) in groups {
+            let inputs = self.groups[group].inputs.as_ref()?;
+            batch.push(&inputs.prompt);
+            for &sample in samples {
+                batch.push(&inputs.completions[sample]);
+            }
+        }
+        Some(batch)
     }
 
     /// Every group that was sampled, also those left out.

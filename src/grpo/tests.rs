@@ -440,7 +440,7 @@ fn scores_of_completions_are_those_of_finite_differences() {
             &adapter,
             &batch,
             1.0,
-            crate::model::Keep::Activations,
+            crate::model::Keep::Activations.into(),
             crate::model::Coefficients::Known(vec![1.0; 6]),
             &mut gradients,
         )

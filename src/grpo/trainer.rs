@@ -14,7 +14,7 @@ use super::rollouts::{Group, Rollouts, Sampler};
 use crate::Result;
 use crate::adapter::{Adapter, Gradients};
 use crate::config::{GrpoConfig, LossType, OptimConfig};
-use crate::model::{Batch, Coefficients, Decoder, Keep, pack};
+use crate::model::{Batch, BatchInputs, BlockInputs, Coefficients, Decoder, Keep, pack};
 use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
@@ -274,11 +274,17 @@ impl<'a> GrpoTrainer<'a> {
         sums: &mut Sums,
     ) -> Result<()> {
         let batch = self.pack(rollouts, items)?;
-        let keep = Keep::choose(
-            self.config.gradient_checkpointing,
-            &self.decoder.config,
-            batch.tokens.len(),
-        );
+        let recorded = match policy.moved {
+            true => None,
+            false => {
+                let groups = items.chunk_by(|a, b| a.group == b.group);
+                let samples: Vec<(usize, Vec<usize>)> = groups
+                    .map(|own| (own[0].group, own.iter().map(|item| item.sample).collect()))
+                    .collect();
+                rollouts.recorded(samples.iter().map(|(group, own)| (*group, &own[..])))
+            }
+        };
+        let inputs = self.block_inputs(batch.tokens.len(), recorded);
         let known = self.known_coefficients(items, policy);
         let is_known = known.is_some();
         let mut add =
@@ -287,7 +293,7 @@ impl<'a> GrpoTrainer<'a> {
             self.learner.adapter(),
             &batch,
             self.config.temperature,
-            keep,
+            inputs,
             match known {
                 Some(known) => Coefficients::Known(known),
                 None => Coefficients::OfScores(&mut add),
@@ -300,6 +306,19 @@ impl<'a> GrpoTrainer<'a> {
         sums.entropy += scores.entropies.iter().sum::<f64>();
         sums.tokens += scores.entropies.len();
         Ok(())
+    }
+
+    /// Where a pass over `rows` rows gets the inputs of its blocks from.
+    pub(super) fn block_inputs(&self, rows: usize, recorded: Option<BatchInputs>) -> BlockInputs {
+        match recorded {
+            Some(inputs) => BlockInputs::Recorded(inputs),
+            None => BlockInputs::Computed(Keep::choose(
+                self.config.gradient_checkpointing,
+                &self.decoder.config,
+                rows,
+                self.config.activation_memory(),
+            )),
+        }
     }
 
     /// dL/dlogp of every token where it does not depend on the log-probabilities.

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::decoder::{Decoder, Keep};
+use super::layer_inputs::BatchInputs;
 use crate::adapter::{Adapter, Gradients, SHARED_ROW};
 use crate::ops::head::{self, Scores};
 use crate::ops::{Layout, Segment};
@@ -137,11 +138,19 @@ impl Decoder {
         adapter: &Adapter,
         batch: &Batch,
         temperature: f64,
-        keep: Keep,
+        inputs: BlockInputs,
         coefficients: Coefficients<'_>,
         gradients: &mut Gradients,
     ) -> Result<Scores> {
-        let tape = self.forward_train(Some(adapter), &batch.tokens, &batch.layout, keep)?;
+        let (tokens, layout) = (&batch.tokens, &batch.layout);
+        let tape = match inputs {
+            BlockInputs::Computed(keep) => {
+                self.forward_train(Some(adapter), tokens, layout, keep)?
+            }
+            BlockInputs::Recorded(inputs) => {
+                self.recorded(Some(adapter), tokens, layout, inputs)?
+            }
+        };
         let hidden = batch.gather(&tape.hidden)?;
         let matrix = self.head(Some(adapter));
         let coefficients = match coefficients {
@@ -177,7 +186,22 @@ impl Decoder {
             let parent = segment.parent.map(|p| (p, batch.layout.segments[p].len));
             span.slot = cache.alloc(parent, segment.len);
         }
-        self.forward(adapter, &batch.tokens, &spans, &mut cache)
+        self.forward(adapter, &batch.tokens, &spans, &mut cache, None)
+    }
+}
+
+/// Where the inputs of the blocks come from.
+#[derive(Debug)]
+pub enum BlockInputs {
+    /// A forward pass which keeps this.
+    Computed(Keep),
+    /// The rollout at the same parameters recorded them.
+    Recorded(BatchInputs),
+}
+
+impl From<Keep> for BlockInputs {
+    fn from(keep: Keep) -> Self {
+        Self::Computed(keep)
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! The backward pass is written by hand, block by block, and makes no gradient of a frozen weight.
 //! What the forward pass keeps for it is a choice ([`Keep`]): everything, or only the input of each
-//! block, from which the block is computed again on the way back.
+//! block, from which the block is computed again on the way back. There need not be a forward pass
+//! at all where a rollout recorded these inputs.
+
+use std::rc::Rc;
 
 use candle_core::Tensor;
 
@@ -11,6 +14,7 @@ use super::decoder_weights::{
     Block, NORM, Placement, Weights, input_norm_name, post_attention_norm_name,
 };
 use super::kv_cache::{KvCache, heads};
+use super::layer_inputs::{BatchInputs, Recorder};
 use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::linear::{self, Matrix};
@@ -37,7 +41,7 @@ pub enum Keep {
     Inputs,
 }
 
-/// What [`Decoder::forward_train`] leaves for [`Decoder::backward`].
+/// What [`Decoder::forward_train`] or a rollout leaves for [`Decoder::backward`].
 #[derive(Debug)]
 pub struct Tape {
     /// Output of the final norm, `[T, h]`.
@@ -54,6 +58,17 @@ pub struct Tape {
 enum Kept {
     Input(Tensor),
     Activations(Box<Activations>),
+    /// The input, to be put together from what a rollout recorded.
+    Recorded(Rc<BatchInputs>),
+}
+
+/// What a block is computed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Output,
+    OutputAndActivations,
+    /// The way back: the last product of the block is left out.
+    Activations,
 }
 
 /// The intermediate results of one block, `T` rows each.
@@ -107,13 +122,15 @@ impl Decoder {
     /// Hidden states `[T, h]` (after the final norm) of new tokens of the sequences in `cache`:
     /// prefill, decoding and scoring are all this function, and give a row the same bits.
     ///
-    /// Row `t` of `tokens` belongs to the span that covers it.
+    /// Row `t` of `tokens` belongs to the span that covers it. `recorder` sees the input of every
+    /// block and of the final norm.
     pub fn forward(
         &self,
         adapter: Option<&Adapter>,
         tokens: &[u32],
         spans: &[Span],
         cache: &mut KvCache,
+        mut recorder: Option<&mut Recorder>,
     ) -> Result<Tensor> {
         for span in spans {
             if !cache.fits(span.slot, span.pos, span.len) {
@@ -132,7 +149,13 @@ impl Decoder {
         let mut x = pass.weights.embedding.rows(tokens)?;
         for (layer, kv) in cache.layers.iter_mut().enumerate() {
             signals::check()?;
-            x = pass.block(layer, x, kv, false)?.0;
+            if let Some(recorder) = &mut recorder {
+                recorder.add(&x)?;
+            }
+            x = output(pass.block(layer, x, kv, Want::Output)?.0)?;
+        }
+        if let Some(recorder) = recorder {
+            recorder.add(&x)?;
         }
         self.final_norm(pass.weights, &x)
     }
@@ -153,13 +176,16 @@ impl Decoder {
         for layer in 0..self.config.num_hidden_layers {
             signals::check()?;
             let mut kv = self.scratch_kv(layout);
-            let activations = keep == Keep::Activations;
-            let (y, kept) = pass.block(layer, x.clone(), &mut kv, activations)?;
+            let want = match keep {
+                Keep::Activations => Want::OutputAndActivations,
+                Keep::Inputs => Want::Output,
+            };
+            let (y, kept) = pass.block(layer, x.clone(), &mut kv, want)?;
             blocks.push(match kept {
                 Some(activations) => Kept::Activations(Box::new(activations)),
                 None => Kept::Input(x),
             });
-            x = y;
+            x = output(y)?;
         }
         let hidden = self.final_norm(pass.weights, &x)?;
         Ok(Tape {
@@ -169,6 +195,37 @@ impl Decoder {
             rotation,
             blocks,
             last: x,
+        })
+    }
+
+    /// [`Self::forward_train`] without a forward pass: the same from what rollouts recorded of the
+    /// rows of the batch, at the same parameters.
+    pub fn recorded(
+        &self,
+        adapter: Option<&Adapter>,
+        tokens: &[u32],
+        layout: &Layout,
+        inputs: BatchInputs,
+    ) -> Result<Tape> {
+        if inputs.len() != layout.tokens() {
+            return Err(Error::Internal(format!(
+                "{} recorded rows for a batch of {}",
+                inputs.len(),
+                layout.tokens()
+            )));
+        }
+        let layers = self.config.num_hidden_layers;
+        let last = inputs.layer(layers)?;
+        let inputs = Rc::new(inputs);
+        Ok(Tape {
+            hidden: self.final_norm(self.weights_for(adapter), &last)?,
+            layout: layout.clone(),
+            tokens: tokens.to_vec(),
+            rotation: self.rotation(layout.positions())?,
+            blocks: (0..layers)
+                .map(|_| Kept::Recorded(Rc::clone(&inputs)))
+                .collect(),
+            last,
         })
     }
 
@@ -206,10 +263,9 @@ impl Decoder {
             signals::check()?;
             let kept = match kept {
                 Kept::Activations(kept) => *kept,
-                Kept::Input(x) => {
-                    let mut kv = self.scratch_kv(layout);
-                    let (_, kept) = pass.block(layer, x, &mut kv, true)?;
-                    kept.ok_or_else(|| Error::Internal("a block kept nothing".into()))?
+                Kept::Input(x) => self.activations(&pass, layer, x, layout)?,
+                Kept::Recorded(inputs) => {
+                    self.activations(&pass, layer, inputs.layer(layer)?, layout)?
                 }
             };
             let mut receiver = Receiver {
@@ -223,6 +279,19 @@ impl Decoder {
             gradients.add_embedding(&tape.tokens, &g)?;
         }
         Ok(())
+    }
+
+    /// The activations of a block from its input.
+    fn activations(
+        &self,
+        pass: &Pass<'_>,
+        layer: usize,
+        x: Tensor,
+        layout: &Layout,
+    ) -> Result<Activations> {
+        let mut kv = self.scratch_kv(layout);
+        let (_, kept) = pass.block(layer, x, &mut kv, Want::Activations)?;
+        kept.ok_or_else(|| Error::Internal("a block kept nothing".into()))
     }
 
     /// The output head that goes with `adapter`.
@@ -290,14 +359,15 @@ impl Decoder {
 }
 
 impl Pass<'_> {
-    /// One block: its output `[T, h]`, and its intermediate results when `keep`.
+    /// One block: its output `[T, h]` and its intermediate results, those that are wanted.
     fn block(
         &self,
         layer: usize,
         x: Tensor,
         kv: &mut KvLayer,
-        keep: bool,
-    ) -> Result<(Tensor, Option<Activations>)> {
+        want: Want,
+    ) -> Result<(Option<Tensor>, Option<Activations>)> {
+        let keep = want != Want::Output;
         let block = &self.weights.blocks[layer];
         let backend = self.decoder.placement.backend;
         let eps = self.decoder.config.rms_norm_eps;
@@ -326,7 +396,21 @@ impl Pass<'_> {
         let gate = apply(ModuleKind::Gate, &middle_normed)?;
         let up = apply(ModuleKind::Up, &middle_normed)?;
         let activated = swiglu::forward(backend, &gate, &up)?;
-        let y = add::forward(backend, apply(ModuleKind::Down, &activated)?, &middle)?;
+        let y = match want {
+            Want::Activations => None,
+            Want::Output | Want::OutputAndActivations => {
+                let down = apply(ModuleKind::Down, &activated)?;
+                Some(add::forward(backend, down, &middle)?)
+            }
+        };
+        if want == Want::Activations
+            && let Some(low_rank) = self
+                .adapter
+                .and_then(|a| a.low_rank(ModuleId::new(layer, ModuleKind::Down)))
+        {
+            let down = block.linear(ModuleKind::Down);
+            side[ModuleKind::Down.index()] = Some(linear::side_input(&activated, down, low_rank)?);
+        }
 
         let kept = keep.then(|| Activations {
             x,
@@ -410,6 +494,10 @@ impl Pass<'_> {
         } = self.decoder;
         rms_norm::backward(placement.backend, x, weight, config.rms_norm_eps, g, full)
     }
+}
+
+fn output(y: Option<Tensor>) -> Result<Tensor> {
+    y.ok_or_else(|| Error::Internal("a block computed no output".into()))
 }
 
 /// The two norms of a block.

@@ -47,6 +47,14 @@ impl<'a> Flops<'a> {
             .sum()
     }
 
+    /// What backward computes again of a packed batch of which only inputs were kept: all but the
+    /// last product of each block.
+    pub fn batch_again(&self, layout: &Layout) -> f64 {
+        let c = self.config;
+        let down = 2.0 * (c.num_hidden_layers * c.hidden_size * c.intermediate_size) as f64;
+        self.batch(layout) - layout.tokens() as f64 * down
+    }
+
     /// The way back through a packed batch whose activations were kept: one product for each
     /// linear map, since frozen weights get no gradient, and five for two in attention (scores
     /// again, dV, dP, dQ, dK).
@@ -74,5 +82,6 @@ mod tests {
             flops.tokens(0, 4) + flops.tokens(0, 2)
         );
         assert!(flops.batch_backward(&layout) > flops.batch(&layout));
+        assert!(flops.batch_again(&layout) < flops.batch(&layout));
     }
 }

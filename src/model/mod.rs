@@ -12,6 +12,7 @@ mod decoder_weights;
 mod flops;
 mod gguf;
 mod kv_cache;
+mod layer_inputs;
 mod loaded;
 mod packing;
 mod random_init;
@@ -22,7 +23,7 @@ mod tokenizer;
 mod tokenizer_json;
 mod weights;
 
-pub use batch::{Batch, Coefficients};
+pub use batch::{Batch, BlockInputs, Coefficients};
 pub use chat_template::ChatMessage;
 #[cfg(test)]
 pub(crate) use checkpoint::random_weights;
@@ -32,8 +33,9 @@ pub use decoder::{Decoder, Keep, Tape};
 pub use decoder_weights::{Block, EMBEDDING, HEAD, Placement, Weight, Weights};
 pub use flops::Flops;
 pub use kv_cache::{KvCache, SlotId};
+pub use layer_inputs::{BatchInputs, GroupInputs, InputRows, Recorder};
 pub use loaded::{LoadOptions, Model};
-pub use packing::pack;
+pub use packing::{ACTIVATION_MEMORY, pack};
 pub use source::{cached_model, fetch_model};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::config::ModelConfig;
 use super::decoder::Keep;
 
-/// Activations up to this size are kept; larger ones are computed again on the way back.
-const KEPT_BYTES: usize = 4 << 30;
+/// Bytes that a pass may keep for its way back unless the user says otherwise.
+pub const ACTIVATION_MEMORY: usize = 2_000_000_000;
 
 /// Cuts a list of items with `rows[i]` rows each into consecutive runs of at most `limit` rows. An
 /// item that is larger by itself gets a run of its own.
@@ -39,15 +39,16 @@ impl ModelConfig {
 }
 
 impl Keep {
-    /// What the user asked for, else whatever fits for passes of `tokens` rows. The gradient is
-    /// the same to the bit on the CPU.
+    /// What the user asked for, else whatever fits into `memory` bytes for passes of `tokens`
+    /// rows. The gradient is the same to the bit on the CPU.
     pub fn choose(
         gradient_checkpointing: Option<bool>,
         config: &ModelConfig,
         tokens: usize,
+        memory: usize,
     ) -> Self {
         let recompute =
-            gradient_checkpointing.unwrap_or_else(|| config.activation_bytes(tokens) > KEPT_BYTES);
+            gradient_checkpointing.unwrap_or_else(|| config.activation_bytes(tokens) > memory);
         match recompute {
             true => Self::Inputs,
             false => Self::Activations,

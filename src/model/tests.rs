@@ -135,7 +135,7 @@ fn gradient(decoder: &Decoder, adapter: &Adapter, batch: &Batch, keep: Keep) -> 
     let mut gradients = adapter.gradients();
     let known = Coefficients::Known(coefficients(batch));
     decoder
-        .accumulate_gradients(adapter, batch, 0.7, keep, known, &mut gradients)
+        .accumulate_gradients(adapter, batch, 0.7, keep.into(), known, &mut gradients)
         .expect("gradients");
     gradients
 }
@@ -223,7 +223,7 @@ fn per_sequence_gradients_add_up() {
     let mut rows = rows.expect("small");
     let known = Coefficients::Known(coefficients(&batch));
     decoder
-        .accumulate_gradients(&adapter, &batch, 0.7, Keep::Inputs, known, &mut rows)
+        .accumulate_gradients(&adapter, &batch, 0.7, Keep::Inputs.into(), known, &mut rows)
         .expect("gradients");
     assert_eq!(rows.rows().expect("rows").count(), batch.lengths.len());
     let total = gradient(&decoder, &adapter, &batch, Keep::Inputs).sum();

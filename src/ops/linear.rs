@@ -135,6 +135,11 @@ pub fn forward(x: &Tensor, linear: &Linear, side: Option<&LowRank>) -> Result<Ou
     Ok(Output { y, xa: Some(xa) })
 }
 
+/// x Aᵀ `[T, r]` alone, with the bits of [`forward`]: what backward needs when y is not wanted.
+pub fn side_input(x: &Tensor, linear: &Linear, side: &LowRank) -> Result<Tensor> {
+    down(x, &side.a, &linear.weight)
+}
+
 /// dx `[T, in]` = g W + ((g B) M) A and, with a side path, g B `[T, r]`.
 pub fn backward(
     g: &Tensor,
@@ -165,25 +170,34 @@ fn add_side(
     b: &Tensor,
     weight: &Matrix,
 ) -> Result<(Tensor, Tensor)> {
+    let xa = down(x, a, weight)?;
     match weight {
         Matrix::Packed(_) => {
-            let (rows, out) = y.dims2()?;
-            let rank = a.dim(0)?;
-            let mut xa = vec![0.0; rows * rank];
-            cpu::low_rank_down(&cpu_slice(x)?, &cpu_slice(a)?, rank, &mut xa);
+            let (rows, rank) = xa.dims2()?;
             let mut mixed = vec![0.0; rows * rank];
-            cpu::low_rank_down(&xa, &cpu_slice(m)?, rank, &mut mixed);
+            cpu::low_rank_down(&cpu_slice(&xa)?, &cpu_slice(m)?, rank, &mut mixed);
             let b = cpu_slice(b)?;
             let y = update(y, |y| cpu::low_rank_up(&mixed, &b, rank, y))?;
-            debug_assert_eq!(y.dims(), [rows, out]);
-            Ok((from_cpu(xa, (rows, rank))?, y))
+            Ok((xa, y))
         }
         Matrix::Dense(_) => {
-            let xa = x.matmul(&a.t()?)?;
             // M stays in f32 beside bf16 weights: it carries the trained numbers.
             let mixed = xa.to_dtype(m.dtype())?.matmul(&m.t()?)?;
             let delta = mixed.to_dtype(b.dtype())?.matmul(&b.t()?)?;
             Ok((xa, (y + delta)?))
         }
+    }
+}
+
+/// x Aᵀ for A `[r, in]`.
+fn down(x: &Tensor, a: &Tensor, weight: &Matrix) -> Result<Tensor> {
+    match weight {
+        Matrix::Packed(_) => {
+            let (rows, rank) = (x.dim(0)?, a.dim(0)?);
+            let mut xa = vec![0.0; rows * rank];
+            cpu::low_rank_down(&cpu_slice(x)?, &cpu_slice(a)?, rank, &mut xa);
+            from_cpu(xa, (rows, rank))
+        }
+        Matrix::Dense(_) => Ok(x.matmul(&a.t()?)?),
     }
 }

@@ -1,12 +1,16 @@
 //! Sampling of completions: what is asked for, what comes back, and the engines that do it.
 
 mod native;
+#[cfg(test)]
+mod native_tests;
+mod recording;
 pub mod sampler;
 
 pub use native::NativeEngine;
 
 use crate::Result;
 use crate::adapter::Adapter;
+use crate::model::GroupInputs;
 
 /// How tokens are drawn. `temperature == 0` is greedy.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +91,15 @@ pub trait Engine {
         on_token: &mut dyn FnMut(usize, usize, &[u32]),
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>>;
+
+    /// From now on keep the inputs of all blocks for the groups that surely fit into `budget` bytes
+    /// together, for an update at the same parameters; 0: of none.
+    fn record(&mut self, _budget: usize) {}
+
+    /// What the last [`Self::generate`] recorded, by request.
+    fn take_recorded(&mut self) -> Vec<Option<GroupInputs>> {
+        Vec::new()
+    }
 
     /// Whether the log-probabilities of the completions have the bits that the trainer's own
     /// scoring gives, so that there is no difference to correct for.

@@ -5,10 +5,11 @@
 
 use rayon::prelude::*;
 
+use super::recording::Recording;
 use super::sampler::{Draw, Sampled, sample};
 use super::{Completion, Engine, FinishReason, Request, SamplingParams};
 use crate::adapter::Adapter;
-use crate::model::{Decoder, KvCache, SlotId, Tokenizer};
+use crate::model::{Decoder, GroupInputs, KvCache, SlotId, Tokenizer};
 use crate::ops::{Backend, Span, cpu_slice};
 use crate::run::signals;
 use crate::{Error, Result};
@@ -19,6 +20,9 @@ pub struct NativeEngine<'a> {
     tokenizer: &'a Tokenizer,
     /// Largest number of completions decoded at one time.
     max_batch_size: usize,
+    /// Bytes for recorded inputs.
+    budget: usize,
+    recorded: Vec<Option<GroupInputs>>,
 }
 
 impl<'a> NativeEngine<'a> {
@@ -27,6 +31,8 @@ impl<'a> NativeEngine<'a> {
             decoder,
             tokenizer,
             max_batch_size: max_batch_size.max(1),
+            budget: 0,
+            recorded: Vec::new(),
         }
     }
 }
@@ -52,17 +58,30 @@ impl Engine for NativeEngine<'_> {
             next_group: 0,
             rows: Vec::new(),
             results: requests.iter().map(|r| vec![None; r.n]).collect(),
+            recording: Recording::new(&self.decoder.config, self.budget, requests.len()),
         };
         if params.max_tokens > 0 {
             batch.prefill_prefix()?;
             batch.run(on_token, on_finished)?;
         }
+        let Batch {
+            results, recording, ..
+        } = batch;
+        (self.recorded, self.budget) = recording.finish();
         let complete = |sample: Option<Completion>| sample.unwrap_or_else(Completion::empty);
-        Ok(batch
-            .results
+        Ok(results
             .into_iter()
             .map(|group| group.into_iter().map(complete).collect())
             .collect())
+    }
+
+    /// Only where scoring would give the same bits.
+    fn record(&mut self, budget: usize) {
+        self.budget = if self.exact() { budget } else { 0 };
+    }
+
+    fn take_recorded(&mut self) -> Vec<Option<GroupInputs>> {
+        std::mem::take(&mut self.recorded)
     }
 
     /// On the CPU, decoding and scoring are the same arithmetic.
@@ -92,7 +111,7 @@ fn check(requests: &[Request], decoder: &Decoder) -> Result<()> {
 const MIN_PREFIX: usize = 16;
 
 /// Number of tokens that all prompts begin with, short of the whole of any; 0 for a single prompt.
-fn common_prefix(requests: &[Request]) -> usize {
+pub(super) fn common_prefix(requests: &[Request]) -> usize {
     let [first, others @ ..] = requests else {
         return 0;
     };
@@ -119,6 +138,7 @@ struct Batch<'a> {
     next_group: usize,
     rows: Vec<Row>,
     results: Vec<Vec<Option<Completion>>>,
+    recording: Recording<'a>,
 }
 
 /// A prefilled prompt.
@@ -193,7 +213,13 @@ impl Batch<'_> {
         };
         let tokens = &self.requests[0].prompt[..len];
         let decoder = self.engine.decoder;
-        decoder.forward(self.adapter, tokens, &[span], &mut self.cache)?;
+        let mut recorder = match self.recording.open_prefix(len) {
+            true => self.recording.recorder_of(vec![0..len]),
+            false => None,
+        };
+        let cache = &mut self.cache;
+        decoder.forward(self.adapter, tokens, &[span], cache, recorder.as_mut())?;
+        self.recording.set_prefix(recorder);
         self.prefix = Some((span.slot, len));
         Ok(())
     }
@@ -214,6 +240,9 @@ impl Batch<'_> {
                 self.cache.copy(prefix, slot, len)?;
                 pos = len;
             }
+            let max_tokens = self.params.max_tokens;
+            self.recording
+                .open(request, &self.requests[request], pos, max_tokens);
             spans.push(Span {
                 row: tokens.len(),
                 len: prompt.len() - pos,
@@ -224,7 +253,12 @@ impl Batch<'_> {
             last_rows.push(tokens.len() as u32 - 1);
         }
         let decoder = self.engine.decoder;
-        let hidden = decoder.forward(self.adapter, &tokens, &spans, &mut self.cache)?;
+        let rows = spans.iter().map(|span| span.row..span.row + span.len);
+        let mut recorder = self.recording.recorder(wanted.iter().copied().zip(rows));
+        let cache = &mut self.cache;
+        let hidden = decoder.forward(self.adapter, &tokens, &spans, cache, recorder.as_mut())?;
+        let owners = wanted.iter().map(|&request| (request, None));
+        self.recording.add(recorder, owners);
         let last_rows = candle_core::Tensor::new(last_rows, hidden.device())?;
         let logits = self.logits(&hidden.index_select(&last_rows, 0)?)?;
         for ((&request, span), logits) in wanted.iter().zip(&spans).zip(logits) {
@@ -282,6 +316,8 @@ impl Batch<'_> {
             on_finished(row.request, row.sample, &completion);
             self.results[row.request][row.sample] = Some(completion);
             self.cache.free(row.slot);
+            let unused = self.params.max_tokens - row.tokens.len();
+            self.recording.close(row.request, unused);
             let done = self.groups[row.request].as_mut().is_some_and(|group| {
                 group.running -= 1;
                 group.running == 0 && group.next_sample == self.requests[row.request].n
@@ -344,7 +380,14 @@ impl Batch<'_> {
             });
         }
         let decoder = self.engine.decoder;
-        let hidden = decoder.forward(self.adapter, &tokens, &spans, &mut self.cache)?;
+        let rows = self.rows.iter().enumerate();
+        let mut recorder = self
+            .recording
+            .recorder(rows.map(|(index, row)| (row.request, index..index + 1)));
+        let cache = &mut self.cache;
+        let hidden = decoder.forward(self.adapter, &tokens, &spans, cache, recorder.as_mut())?;
+        let owners = self.rows.iter().map(|row| (row.request, Some(row.sample)));
+        self.recording.add(recorder, owners);
         let logits = decoder.logits(self.adapter, &hidden)?;
         let vocab = logits.dim(1)?;
         let draw_all = |values: &[f32]| -> Vec<Sampled> {
@@ -391,227 +434,4 @@ fn host(tensor: &candle_core::Tensor) -> Result<Vec<f32>> {
         .to_dtype(candle_core::DType::F32)?
         .flatten_all()?
         .to_vec1()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::DType;
-
-    use super::*;
-    use crate::model::{Batch as Packed, Placement, tests as fixtures};
-
-    /// Words `w0`, `w1`, … with id 0 as the end of a sequence.
-    fn tokenizer(vocab: usize) -> Tokenizer {
-        let words: serde_json::Map<String, serde_json::Value> =
-            (0..vocab).map(|id| (format!("w{id}"), id.into())).collect();
-        let json = serde_json::json!({
-            "version": "1.0",
-            "added_tokens": [],
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "model": {"type": "WordLevel", "vocab": words, "unk_token": "w1"},
-        });
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).expect("written");
-        Tokenizer::from_hf_dir(dir.path(), &fixtures::config(true)).expect("a tokenizer")
-    }
-
-    fn params() -> SamplingParams {
-        SamplingParams {
-            temperature: 0.7,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            max_tokens: 12,
-            stop: Vec::new(),
-            eos: vec![0, 5],
-            seed: 1,
-            step: 2,
-        }
-    }
-
-    fn requests() -> Vec<Request> {
-        let prompt = |id: u64, len: u32, n: usize| Request {
-            id,
-            prompt: (1..=len).collect(),
-            n,
-        };
-        vec![
-            prompt(7, 5, 4),
-            prompt(8, 1, 0),
-            prompt(9, 20, 3),
-            prompt(10, 2, 1),
-        ]
-    }
-
-    fn generate(max_batch_size: usize, params: &SamplingParams) -> Vec<Vec<Completion>> {
-        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
-        let adapter = fixtures::adapter(&decoder);
-        let tokenizer = tokenizer(decoder.config.vocab_size);
-        let mut engine = NativeEngine::new(&decoder, &tokenizer, max_batch_size);
-        let mut finished = 0;
-        let all = engine
-            .generate(
-                Some(&adapter),
-                &requests(),
-                params,
-                &mut |_, _, _| {},
-                &mut |_, _, _| finished += 1,
-            )
-            .expect("completions");
-        assert_eq!(finished, 8);
-        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [4, 0, 3, 1]);
-        all
-    }
-
-    #[test]
-    fn completions_do_not_depend_on_the_batch_size() {
-        let alone = generate(1, &params());
-        assert_eq!(alone, generate(3, &params()));
-        assert_eq!(alone, generate(64, &params()));
-        let lengths: Vec<usize> = alone.iter().flatten().map(|c| c.tokens.len()).collect();
-        assert!(lengths.iter().any(|&l| l < 12), "none ended: {lengths:?}");
-        let next_step = SamplingParams {
-            step: 3,
-            ..params()
-        };
-        assert_ne!(alone, generate(64, &next_step));
-    }
-
-    #[test]
-    fn the_samplers_log_probabilities_are_those_of_the_scorer_to_the_bit() {
-        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
-        let adapter = fixtures::adapter(&decoder);
-        for (request, completions) in requests().iter().zip(generate(64, &params())) {
-            if completions.is_empty() {
-                continue;
-            }
-            let tokens: Vec<&[u32]> = completions.iter().map(|c| &c.tokens[..]).collect();
-            let mut batch = Packed::default();
-            batch.push_group(&request.prompt, &tokens).expect("valid");
-            let scores = decoder.score(Some(&adapter), &batch, 0.7).expect("scores");
-            let sampled: Vec<f64> = completions
-                .iter()
-                .flat_map(|c| c.logprobs.iter().map(|&l| f64::from(l)))
-                .collect();
-            assert_eq!(scores.logprobs, sampled);
-        }
-    }
-
-    #[test]
-    fn a_beginning_that_all_prompts_share_changes_nothing() {
-        let cpu = Placement::cpu(DType::F32);
-        let portable = Placement {
-            backend: Backend::Portable,
-            ..cpu.clone()
-        };
-        // Only the CPU path promises the same bits.
-        assert_prefix_is_harmless(cpu, 0.0);
-        assert_prefix_is_harmless(portable, 1e-5);
-    }
-
-    fn assert_prefix_is_harmless(placement: Placement, tolerance: f32) {
-        let decoder = fixtures::decoder(placement);
-        let adapter = fixtures::adapter(&decoder);
-        let tokenizer = tokenizer(decoder.config.vocab_size);
-        let shots: Vec<u32> = (0..35).map(|i| 1 + i * 7 % 30).collect();
-        let request = |id: u64, own: &[u32]| Request {
-            id,
-            prompt: [&shots[..], own].concat(),
-            n: 2,
-        };
-        let requests = [
-            request(1, &[3, 4, 5]),
-            request(2, &[3, 9]),
-            request(3, &[3]),
-        ];
-        assert_eq!(common_prefix(&requests), 35);
-        assert_eq!(common_prefix(&requests[..1]), 0);
-        let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
-        let mut generate = |requests: &[Request]| {
-            engine
-                .generate(
-                    Some(&adapter),
-                    requests,
-                    &params(),
-                    &mut |_, _, _| {},
-                    &mut |_, _, _| {},
-                )
-                .expect("completions")
-        };
-        let together = generate(&requests);
-        let alone: Vec<_> = requests
-            .iter()
-            .flat_map(|r| generate(std::slice::from_ref(r)))
-            .collect();
-        for (together, alone) in together
-            .iter()
-            .zip(&alone)
-            .flat_map(|(a, b)| a.iter().zip(b))
-        {
-            assert_eq!(together.tokens, alone.tokens);
-            for (a, b) in together.logprobs.iter().zip(&alone.logprobs) {
-                assert!((a - b).abs() <= tolerance, "{a} {b}");
-            }
-        }
-        assert_eq!(together.len(), alone.len());
-    }
-
-    #[test]
-    fn completions_end_for_the_reason_they_say() {
-        for completion in generate(64, &params()).iter().flatten() {
-            let last = completion.tokens[completion.tokens.len() - 1];
-            let ended = [0, 5].contains(&last);
-            match completion.finish {
-                FinishReason::Eos => assert!(ended),
-                FinishReason::Length => assert!(!ended && completion.tokens.len() == 12),
-                FinishReason::Stop => panic!("no stop string was given"),
-            }
-            let before = &completion.tokens[..completion.tokens.len() - 1];
-            assert!(!before.iter().any(|t| [0, 5].contains(t)));
-        }
-        let stop = SamplingParams {
-            stop: vec!["w3".into()],
-            ..params()
-        };
-        let completions = generate(64, &stop);
-        let stopped: Vec<_> = completions
-            .iter()
-            .flatten()
-            .filter(|c| c.finish == FinishReason::Stop)
-            .collect();
-        assert!(!stopped.is_empty());
-        assert!(stopped.iter().all(|c| !c.text.contains("w3")));
-    }
-
-    #[test]
-    fn greedy_samples_of_a_prompt_are_equal() {
-        let greedy = SamplingParams {
-            temperature: 0.0,
-            ..params()
-        };
-        let completions = generate(2, &greedy);
-        assert!(completions[0].iter().all(|c| *c == completions[0][0]));
-    }
-
-    #[test]
-    fn a_token_outside_the_vocabulary_is_refused() {
-        let decoder = fixtures::decoder(Placement::cpu(DType::F32));
-        let tokenizer = tokenizer(decoder.config.vocab_size);
-        let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
-        let request = Request {
-            id: 0,
-            prompt: vec![1, 99],
-            n: 1,
-        };
-        let refused = engine
-            .generate(
-                None,
-                &[request],
-                &params(),
-                &mut |_, _, _| {},
-                &mut |_, _, _| {},
-            )
-            .expect_err("id 99 of 37");
-        assert!(refused.to_string().contains("99"), "{refused}");
-    }
 }

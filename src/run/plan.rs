@@ -67,14 +67,25 @@ pub fn memory(config: &Config, model: &ModelConfig, longest_prompt: usize) -> Ve
         plan.push((what, tokens * kv));
     }
     let tokens = match config.method {
-        Method::Grpo => config.grpo.micro_batch_tokens,
-        Method::Sft => config.sft.micro_batch_tokens,
+        Method::Grpo => {
+            let grpo = &config.grpo;
+            let group = longest_prompt + grpo.num_generations * grpo.max_completion_length;
+            let step = grpo.prompts_per_step * group * model.input_bytes();
+            let kept = step.min(grpo.activation_memory());
+            plan.push(("inputs of blocks, kept while sampling".into(), kept));
+            grpo.micro_batch_tokens
+        }
+        Method::Sft => {
+            let tokens = config.sft.micro_batch_tokens;
+            let kept = tokens * model.input_bytes();
+            plan.push((format!("inputs of blocks, {tokens} tokens"), kept));
+            tokens
+        }
     };
-    // Every block's input is kept; one block at a time has all of its activations.
-    let kept = model.num_hidden_layers * model.hidden_size;
+    // One block at a time has all of its activations, and their gradients.
     let block = 6 * model.hidden_size + 5 * model.intermediate_size;
-    let what = format!("activations of {tokens} tokens");
-    plan.push((what, tokens * (kept + block) * F32));
+    let what = format!("activations of a block, {tokens} tokens");
+    plan.push((what, tokens * block * F32));
     plan
 }
 

@@ -6,7 +6,7 @@ use super::Example;
 use crate::adapter::Adapter;
 use crate::config::{OptimConfig, SftConfig};
 use crate::data::DataOrder;
-use crate::model::{Batch, Coefficients, Decoder, Keep, pack};
+use crate::model::{ACTIVATION_MEMORY, Batch, Coefficients, Decoder, Keep, pack};
 use crate::optim::Learner;
 use crate::run::training::{StepOutput, Trainer};
 use crate::run::{StepMetrics, TrainState, signals};
@@ -105,7 +105,9 @@ impl Trainer for SftTrainer<'_> {
                     self.config.gradient_checkpointing,
                     &self.decoder.config,
                     tokens,
-                ),
+                    ACTIVATION_MEMORY,
+                )
+                .into(),
                 Coefficients::Known(vec![-1.0 / targets as f64; batch.targets.len()]),
                 &mut gradients,
             )?;

@@ -1,0 +1,303 @@
+//! The native engine: what is drawn does not depend on scheduling, and what is recorded is what the
+//! update would compute.
+
+use candle_core::DType;
+
+use super::native::common_prefix;
+use super::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
+use crate::model::{
+    Batch as Packed, BatchInputs, BlockInputs, Coefficients, Keep, Placement, Tokenizer,
+    tests as fixtures,
+};
+use crate::ops::Backend;
+
+/// Words `w0`, `w1`, … with id 0 as the end of a sequence.
+fn tokenizer(vocab: usize) -> Tokenizer {
+    let words: serde_json::Map<String, serde_json::Value> =
+        (0..vocab).map(|id| (format!("w{id}"), id.into())).collect();
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w1"},
+    });
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).expect("written");
+    Tokenizer::from_hf_dir(dir.path(), &fixtures::config(true)).expect("a tokenizer")
+}
+
+fn params() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.7,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        max_tokens: 12,
+        stop: Vec::new(),
+        eos: vec![0, 5],
+        seed: 1,
+        step: 2,
+    }
+}
+
+fn requests() -> Vec<Request> {
+    let prompt = |id: u64, len: u32, n: usize| Request {
+        id,
+        prompt: (1..=len).collect(),
+        n,
+    };
+    vec![
+        prompt(7, 5, 4),
+        prompt(8, 1, 0),
+        prompt(9, 20, 3),
+        prompt(10, 2, 1),
+    ]
+}
+
+fn generate(max_batch_size: usize, params: &SamplingParams) -> Vec<Vec<Completion>> {
+    let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+    let adapter = fixtures::adapter(&decoder);
+    let tokenizer = tokenizer(decoder.config.vocab_size);
+    let mut engine = NativeEngine::new(&decoder, &tokenizer, max_batch_size);
+    let mut finished = 0;
+    let all = engine
+        .generate(
+            Some(&adapter),
+            &requests(),
+            params,
+            &mut |_, _, _| {},
+            &mut |_, _, _| finished += 1,
+        )
+        .expect("completions");
+    assert_eq!(finished, 8);
+    assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [4, 0, 3, 1]);
+    all
+}
+
+#[test]
+fn completions_do_not_depend_on_the_batch_size() {
+    let alone = generate(1, &params());
+    assert_eq!(alone, generate(3, &params()));
+    assert_eq!(alone, generate(64, &params()));
+    let lengths: Vec<usize> = alone.iter().flatten().map(|c| c.tokens.len()).collect();
+    assert!(lengths.iter().any(|&l| l < 12), "none ended: {lengths:?}");
+    let next_step = SamplingParams {
+        step: 3,
+        ..params()
+    };
+    assert_ne!(alone, generate(64, &next_step));
+}
+
+#[test]
+fn the_samplers_log_probabilities_are_those_of_the_scorer_to_the_bit() {
+    let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+    let adapter = fixtures::adapter(&decoder);
+    for (request, completions) in requests().iter().zip(generate(64, &params())) {
+        if completions.is_empty() {
+            continue;
+        }
+        let tokens: Vec<&[u32]> = completions.iter().map(|c| &c.tokens[..]).collect();
+        let mut batch = Packed::default();
+        batch.push_group(&request.prompt, &tokens).expect("valid");
+        let scores = decoder.score(Some(&adapter), &batch, 0.7).expect("scores");
+        let sampled: Vec<f64> = completions
+            .iter()
+            .flat_map(|c| c.logprobs.iter().map(|&l| f64::from(l)))
+            .collect();
+        assert_eq!(scores.logprobs, sampled);
+    }
+}
+
+#[test]
+fn a_beginning_that_all_prompts_share_changes_nothing() {
+    let cpu = Placement::cpu(DType::F32);
+    let portable = Placement {
+        backend: Backend::Portable,
+        ..cpu.clone()
+    };
+    // Only the CPU path promises the same bits.
+    assert_prefix_is_harmless(cpu, 0.0);
+    assert_prefix_is_harmless(portable, 1e-5);
+}
+
+fn assert_prefix_is_harmless(placement: Placement, tolerance: f32) {
+    let decoder = fixtures::decoder(placement);
+    let adapter = fixtures::adapter(&decoder);
+    let tokenizer = tokenizer(decoder.config.vocab_size);
+    let shots: Vec<u32> = (0..35).map(|i| 1 + i * 7 % 30).collect();
+    let request = |id: u64, own: &[u32]| Request {
+        id,
+        prompt: [&shots[..], own].concat(),
+        n: 2,
+    };
+    let requests = [
+        request(1, &[3, 4, 5]),
+        request(2, &[3, 9]),
+        request(3, &[3]),
+    ];
+    assert_eq!(common_prefix(&requests), 35);
+    assert_eq!(common_prefix(&requests[..1]), 0);
+    let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
+    let mut generate = |requests: &[Request]| {
+        engine
+            .generate(
+                Some(&adapter),
+                requests,
+                &params(),
+                &mut |_, _, _| {},
+                &mut |_, _, _| {},
+            )
+            .expect("completions")
+    };
+    let together = generate(&requests);
+    let alone: Vec<_> = requests
+        .iter()
+        .flat_map(|r| generate(std::slice::from_ref(r)))
+        .collect();
+    for (together, alone) in together
+        .iter()
+        .zip(&alone)
+        .flat_map(|(a, b)| a.iter().zip(b))
+    {
+        assert_eq!(together.tokens, alone.tokens);
+        for (a, b) in together.logprobs.iter().zip(&alone.logprobs) {
+            assert!((a - b).abs() <= tolerance, "{a} {b}");
+        }
+    }
+    assert_eq!(together.len(), alone.len());
+}
+
+#[test]
+fn completions_end_for_the_reason_they_say() {
+    for completion in generate(64, &params()).iter().flatten() {
+        let last = completion.tokens[completion.tokens.len() - 1];
+        let ended = [0, 5].contains(&last);
+        match completion.finish {
+            FinishReason::Eos => assert!(ended),
+            FinishReason::Length => assert!(!ended && completion.tokens.len() == 12),
+            FinishReason::Stop => panic!("no stop string was given"),
+        }
+        let before = &completion.tokens[..completion.tokens.len() - 1];
+        assert!(!before.iter().any(|t| [0, 5].contains(t)));
+    }
+    let stop = SamplingParams {
+        stop: vec!["w3".into()],
+        ..params()
+    };
+    let completions = generate(64, &stop);
+    let stopped: Vec<_> = completions
+        .iter()
+        .flatten()
+        .filter(|c| c.finish == FinishReason::Stop)
+        .collect();
+    assert!(!stopped.is_empty());
+    assert!(stopped.iter().all(|c| !c.text.contains("w3")));
+}
+
+#[test]
+fn greedy_samples_of_a_prompt_are_equal() {
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        ..params()
+    };
+    let completions = generate(2, &greedy);
+    assert!(completions[0].iter().all(|c| *c == completions[0][0]));
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused() {
+    let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+    let tokenizer = tokenizer(decoder.config.vocab_size);
+    let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
+    let request = Request {
+        id: 0,
+        prompt: vec![1, 99],
+        n: 1,
+    };
+    let refused = engine
+        .generate(
+            None,
+            &[request],
+            &params(),
+            &mut |_, _, _| {},
+            &mut |_, _, _| {},
+        )
+        .expect_err("id 99 of 37");
+    assert!(refused.to_string().contains("99"), "{refused}");
+}
+
+/// Gradients of a group's log-probabilities: from what the rollout recorded where it was, and from a
+/// forward pass.
+fn gradients_both_ways(requests: &[Request], budget: usize) -> Vec<Option<[Vec<f64>; 2]>> {
+    let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+    let adapter = fixtures::adapter(&decoder);
+    let tokenizer = tokenizer(decoder.config.vocab_size);
+    let mut engine = NativeEngine::new(&decoder, &tokenizer, 3);
+    engine.record(budget);
+    let ignore = &mut |_: usize, _: usize, _: &[u32]| {};
+    let completions = engine
+        .generate(
+            Some(&adapter),
+            requests,
+            &params(),
+            ignore,
+            &mut |_, _, _| {},
+        )
+        .expect("completions");
+    let groups = requests.iter().zip(completions).zip(engine.take_recorded());
+    groups
+        .map(|((request, completions), recorded)| {
+            let tokens: Vec<&[u32]> = completions.iter().map(|c| &c.tokens[..]).collect();
+            let mut batch = Packed::default();
+            batch.push_group(&request.prompt, &tokens).expect("valid");
+            let gradient = |inputs: BlockInputs| {
+                let mut gradients = adapter.gradients();
+                let known = (0..batch.targets.len()).map(|i| i as f64 - 3.5).collect();
+                let known = Coefficients::Known(known);
+                decoder
+                    .accumulate_gradients(&adapter, &batch, 0.7, inputs, known, &mut gradients)
+                    .expect("a gradient");
+                gradients.sum()
+            };
+            let mut inputs = BatchInputs::default();
+            inputs.push_group(&recorded?);
+            let computed = gradient(Keep::Activations.into());
+            assert!(computed.iter().any(|&x| x != 0.0));
+            Some([gradient(BlockInputs::Recorded(inputs)), computed])
+        })
+        .collect()
+}
+
+#[test]
+fn recorded_inputs_give_the_gradient_of_a_forward_pass_to_the_bit() {
+    let with_prefix: Vec<Request> = requests()
+        .into_iter()
+        .map(|mut request| {
+            request.prompt.splice(0..0, (0..40).map(|i| 1 + i * 7 % 30));
+            request
+        })
+        .collect();
+    for requests in [requests(), with_prefix] {
+        let groups = gradients_both_ways(&requests, usize::MAX / 2);
+        for (request, gradients) in requests.iter().zip(groups) {
+            assert_eq!(gradients.is_some(), request.n > 0, "request {}", request.id);
+            if let Some([recorded, computed]) = gradients {
+                assert_eq!(recorded, computed, "request {}", request.id);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_not_recorded() {
+    let row = fixtures::config(true).input_bytes();
+    let recorded = |budget: usize| -> Vec<bool> {
+        let groups = gradients_both_ways(&requests(), budget);
+        groups.iter().map(Option::is_some).collect()
+    };
+    assert_eq!(recorded(0), [false; 4]);
+    // The first prompt has 5 rows and 4 completions of up to 11; the second prompt has 20.
+    assert_eq!(recorded(49 * row)[0], true);
+    assert_eq!(recorded(48 * row)[0], false);
+    assert_eq!(recorded(49 * row)[2], false);
+}
