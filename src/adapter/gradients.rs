@@ -101,6 +101,20 @@ impl Gradients {
         }
     }
 
+    /// Adds the sums of another one of the same adapter.
+    ///
+    /// # Errors
+    /// `Error::Internal` when one of them has rows for sequences, or their sizes differ.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        match (&mut self.sums, &other.sums) {
+            (Sums::Total(sum), Sums::Total(other)) if sum.len() == other.len() => {
+                sum.iter_mut().zip(other).for_each(|(s, x)| *s += x);
+                Ok(())
+            }
+            _ => Err(missing("two sums of equal size")),
+        }
+    }
+
     /// Each sequence's own gradient, or `None` when only the sum is kept.
     pub fn rows(&self) -> Option<impl Iterator<Item = &[f64]>> {
         match &self.sums {

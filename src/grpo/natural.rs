@@ -142,8 +142,7 @@ impl GrpoTrainer<'_> {
                 &mut gradients,
             )?;
             sums.add(&self.loss, &policy, &own, &batch, &scores.logprobs);
-            sums.entropy += scores.entropies.iter().sum::<f64>();
-            sums.tokens += scores.entropies.len();
+            sums.add_entropies(&scores);
             for (item, logps) in items[run.clone()]
                 .iter_mut()
                 .zip(batch.by_completion(&scores.logprobs))

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::importance::{SamplerCorrection, SamplerRatio};
 use super::loss::{
     LossParams, LossStats, Normalizer, Sequence, on_policy_coefficient, sequence_loss,
@@ -15,6 +17,7 @@ use crate::Result;
 use crate::adapter::{Adapter, Gradients};
 use crate::config::{GrpoConfig, LossType, OptimConfig};
 use crate::model::{Batch, BatchInputs, BlockInputs, Coefficients, Decoder, Keep, pack};
+use crate::ops::cpu;
 use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
@@ -223,14 +226,84 @@ impl<'a> GrpoTrainer<'a> {
         for item in items.iter().filter(|item| !self.is_trained(item)) {
             sums.stats.add_inactive(&self.loss, item.active);
         }
+        let passes: Vec<Vec<&Item>> = micro_batches
+            .iter()
+            .map(|own| own.iter().map(|&i| &items[i]).collect())
+            .collect();
+        if self.decoder.is_small() && self.learner.adapter().has_sequence_gradients() {
+            let groups: Vec<&[&Item]> = passes
+                .iter()
+                .flat_map(|own| own.chunk_by(|a, b| a.group == b.group))
+                .collect();
+            if let Some(gradients) = self.gradients_apart(rollouts, &groups, policy, sums)? {
+                on_progress(passes.len(), passes.len());
+                return Ok(gradients);
+            }
+        }
         let mut gradients = self.learner.adapter().gradients();
-        for (done, micro_batch) in micro_batches.iter().enumerate() {
+        for (done, own) in passes.iter().enumerate() {
             signals::check()?;
-            let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
-            self.accumulate(rollouts, &own, policy, &mut gradients, sums)?;
-            on_progress(done + 1, micro_batches.len());
+            self.accumulate(rollouts, own, policy, &mut gradients, sums)?;
+            on_progress(done + 1, passes.len());
         }
         Ok(gradients)
+    }
+
+    /// [`Self::gradients`] of a small model: passes over single groups run side by side, each on
+    /// one thread, and are added in order whatever the number of threads. `None` where a pass needs
+    /// its scores first.
+    fn gradients_apart(
+        &self,
+        rollouts: &Rollouts,
+        passes: &[&[&Item]],
+        policy: &Policy,
+        sums: &mut Sums,
+    ) -> Result<Option<Gradients>> {
+        struct Job {
+            batch: Batch,
+            inputs: BlockInputs,
+            coefficients: Vec<f64>,
+        }
+        let mut jobs = Vec::with_capacity(passes.len());
+        for items in passes {
+            let Some(coefficients) = self.known_coefficients(items, policy) else {
+                return Ok(None);
+            };
+            let batch = self.pack(rollouts, items)?;
+            let inputs = self.inputs_of(rollouts, items, policy, &batch);
+            jobs.push(Job {
+                batch,
+                inputs,
+                coefficients,
+            });
+        }
+        let (decoder, adapter) = (self.decoder, self.learner.adapter());
+        let temperature = self.config.temperature;
+        let run = |job: Job| -> Result<(Batch, Scores, Gradients)> {
+            signals::check()?;
+            let mut gradients = adapter.gradients();
+            let known = Coefficients::Known(job.coefficients);
+            let scores = cpu::alone(|| {
+                decoder.accumulate_gradients(
+                    adapter,
+                    &job.batch,
+                    temperature,
+                    job.inputs,
+                    known,
+                    &mut gradients,
+                )
+            })?;
+            Ok((job.batch, scores, gradients))
+        };
+        let done: Vec<_> = jobs.into_par_iter().with_max_len(1).map(run).collect();
+        let mut gradients = adapter.gradients();
+        for (items, pass) in passes.iter().zip(done) {
+            let (batch, scores, own) = pass?;
+            gradients.merge(&own)?;
+            sums.add(&self.loss, policy, items, &batch, &scores.logprobs);
+            sums.add_entropies(&scores);
+        }
+        Ok(Some(gradients))
     }
 
     /// The items that are `members`, as indices, cut into passes: whole groups, up to
@@ -274,17 +347,7 @@ impl<'a> GrpoTrainer<'a> {
         sums: &mut Sums,
     ) -> Result<()> {
         let batch = self.pack(rollouts, items)?;
-        let recorded = match policy.moved {
-            true => None,
-            false => {
-                let groups = items.chunk_by(|a, b| a.group == b.group);
-                let samples: Vec<(usize, Vec<usize>)> = groups
-                    .map(|own| (own[0].group, own.iter().map(|item| item.sample).collect()))
-                    .collect();
-                rollouts.recorded(samples.iter().map(|(group, own)| (*group, &own[..])))
-            }
-        };
-        let inputs = self.block_inputs(batch.tokens.len(), recorded);
+        let inputs = self.inputs_of(rollouts, items, policy, &batch);
         let known = self.known_coefficients(items, policy);
         let is_known = known.is_some();
         let mut add =
@@ -303,9 +366,29 @@ impl<'a> GrpoTrainer<'a> {
         if is_known {
             add(&scores)?;
         }
-        sums.entropy += scores.entropies.iter().sum::<f64>();
-        sums.tokens += scores.entropies.len();
+        sums.add_entropies(&scores);
         Ok(())
+    }
+
+    /// Where the pass over these completions gets the inputs of its blocks from.
+    fn inputs_of(
+        &self,
+        rollouts: &Rollouts,
+        items: &[&Item],
+        policy: &Policy,
+        batch: &Batch,
+    ) -> BlockInputs {
+        let recorded = match policy.moved {
+            true => None,
+            false => {
+                let groups = items.chunk_by(|a, b| a.group == b.group);
+                let samples: Vec<(usize, Vec<usize>)> = groups
+                    .map(|own| (own[0].group, own.iter().map(|item| item.sample).collect()))
+                    .collect();
+                rollouts.recorded(samples.iter().map(|(group, own)| (*group, &own[..])))
+            }
+        };
+        self.block_inputs(batch.tokens.len(), recorded)
     }
 
     /// Where a pass over `rows` rows gets the inputs of its blocks from.
@@ -448,6 +531,11 @@ impl Sums {
             }
         }
         gradient
+    }
+
+    pub(super) fn add_entropies(&mut self, scores: &Scores) {
+        self.entropy += scores.entropies.iter().sum::<f64>();
+        self.tokens += scores.entropies.len();
     }
 
     fn write(&self, loss: &LossParams, metrics: &mut StepMetrics) {

@@ -13,13 +13,14 @@ use super::config::ModelConfig;
 use super::decoder_weights::{
     Block, NORM, Placement, Weights, input_norm_name, post_attention_norm_name,
 };
+use super::flops::Flops;
 use super::kv_cache::{KvCache, heads};
 use super::layer_inputs::{BatchInputs, Recorder};
 use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::linear::{self, Matrix};
 use crate::ops::rope::{RopeTable, Rotation};
-use crate::ops::{Layout, Span, add, head, rms_norm, rope, swiglu};
+use crate::ops::{Backend, Layout, Span, add, head, rms_norm, rope, swiglu};
 use crate::run::signals;
 use crate::{Error, Result};
 
@@ -112,6 +113,13 @@ impl Decoder {
             placement,
             rope,
         }
+    }
+
+    /// Whether the products of a decoding step are too small to share between threads, which then
+    /// better work on different sequences: under ten million weights, on the CPU.
+    pub fn is_small(&self) -> bool {
+        const SMALL: f64 = 2e7;
+        self.placement.backend == Backend::Cpu && Flops::new(&self.config).linear() < SMALL
     }
 
     /// An empty cache for [`Self::forward`].

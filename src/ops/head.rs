@@ -3,9 +3,8 @@
 //! batch never exist.
 
 use candle_core::{D, DType, Tensor};
-use rayon::prelude::*;
 
-use super::cpu::{self, PackedMatrix};
+use super::cpu::{self, PackedMatrix, TokenScores};
 use super::linear::Matrix;
 use super::rms_norm::wide;
 use super::{cpu_slice, from_cpu};
@@ -120,6 +119,19 @@ fn packed_logits<'a>(
     Ok(&mut memory[..len])
 }
 
+impl FromIterator<TokenScores> for Scores {
+    fn from_iter<I: IntoIterator<Item = TokenScores>>(scores: I) -> Self {
+        let (logprobs, entropies) = scores
+            .into_iter()
+            .map(|s| (f64::from(s.logprob), f64::from(s.entropy)))
+            .unzip();
+        Self {
+            logprobs,
+            entropies,
+        }
+    }
+}
+
 impl Scores {
     fn extend(&mut self, other: Self) {
         self.logprobs.extend(other.logprobs);
@@ -138,21 +150,17 @@ fn chunks(hidden: &Tensor, targets: &[u32]) -> Result<Vec<(usize, Tensor)>> {
         .collect()
 }
 
+/// Operations for one logit, in the kernels' currency.
+const LOGIT: usize = 16;
+
 fn cpu_scores(logits: &[f32], targets: &[u32], temperature: f64) -> Scores {
     let vocab = logits.len() / targets.len();
     let inverse = inverse_temperature(temperature);
-    let (logprobs, entropies) = logits
-        .par_chunks_exact(vocab)
-        .zip(targets)
-        .map(|(row, &target)| {
-            let scores = cpu::token_scores(row, target as usize, inverse);
-            (f64::from(scores.logprob), f64::from(scores.entropy))
-        })
-        .unzip();
-    Scores {
-        logprobs,
-        entropies,
-    }
+    let scores = cpu::map(targets.len(), LOGIT * vocab, |row| {
+        let logits = &logits[row * vocab..][..vocab];
+        cpu::token_scores(logits, targets[row] as usize, inverse)
+    });
+    scores.into_iter().collect()
 }
 
 /// Turns logits into their gradient, in place.
@@ -164,20 +172,13 @@ fn cpu_gradient(
 ) -> Scores {
     let vocab = logits.len() / targets.len();
     let inverse = inverse_temperature(temperature);
-    let (logprobs, entropies) = logits
-        .par_chunks_exact_mut(vocab)
-        .zip(targets.par_iter().zip(coefficients))
-        .map(|(row, (&target, &coefficient))| {
-            let (target, coefficient) = (target as usize, coefficient as f32);
-            let scores = cpu::token_scores(row, target, inverse);
-            cpu::logits_gradient(row, target, inverse, scores.lse, coefficient);
-            (f64::from(scores.logprob), f64::from(scores.entropy))
-        })
-        .unzip();
-    Scores {
-        logprobs,
-        entropies,
-    }
+    let scores = cpu::map_rows(logits, vocab, 2 * LOGIT, |row, logits| {
+        let (target, coefficient) = (targets[row] as usize, coefficients[row] as f32);
+        let scores = cpu::token_scores(logits, target, inverse);
+        cpu::logits_gradient(logits, target, inverse, scores.lse, coefficient);
+        scores
+    });
+    scores.into_iter().collect()
 }
 
 /// The factor that the CPU sampler and scorer both multiply logits with.

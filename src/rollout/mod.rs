@@ -3,6 +3,7 @@
 mod native;
 #[cfg(test)]
 mod native_tests;
+mod parallel;
 mod recording;
 pub mod sampler;
 

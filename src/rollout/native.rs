@@ -3,20 +3,19 @@
 //! A prompt is prefilled once and its keys and values are shared by its completions. Finished rows
 //! leave the batch and waiting ones join at once. What is drawn does not depend on any of it.
 
-use rayon::prelude::*;
-
+use super::parallel::Observers;
 use super::recording::Recording;
 use super::sampler::{Draw, Sampled, sample};
 use super::{Completion, Engine, FinishReason, Request, SamplingParams};
 use crate::adapter::Adapter;
 use crate::model::{Decoder, GroupInputs, KvCache, SlotId, Tokenizer};
-use crate::ops::{Backend, Span, cpu_slice};
+use crate::ops::{Backend, Span, cpu, cpu_slice};
 use crate::run::signals;
 use crate::{Error, Result};
 
 /// Samples from a [`Decoder`] in this process.
 pub struct NativeEngine<'a> {
-    decoder: &'a Decoder,
+    pub(super) decoder: &'a Decoder,
     tokenizer: &'a Tokenizer,
     /// Largest number of completions decoded at one time.
     max_batch_size: usize,
@@ -37,6 +36,58 @@ impl<'a> NativeEngine<'a> {
     }
 }
 
+/// What a rollout gave.
+pub(super) struct Outcome {
+    completions: Vec<Vec<Completion>>,
+    recorded: Vec<Option<GroupInputs>>,
+    /// Bytes for records that are left.
+    budget: usize,
+}
+
+impl NativeEngine<'_> {
+    /// One batch of requests, of which up to `max_batch_size` completions run at one time.
+    fn run(
+        &self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+        (max_batch_size, budget): (usize, usize),
+        observers: Observers<'_>,
+    ) -> Result<Outcome> {
+        let mut batch = Batch {
+            engine: self,
+            max_batch_size,
+            adapter,
+            requests,
+            params,
+            cache: self.decoder.new_cache(),
+            prefix: None,
+            groups: requests.iter().map(|_| None).collect(),
+            next_group: 0,
+            rows: Vec::new(),
+            results: requests.iter().map(|r| vec![None; r.n]).collect(),
+            recording: Recording::new(&self.decoder.config, budget, requests.len()),
+        };
+        if params.max_tokens > 0 {
+            batch.prefill_prefix()?;
+            batch.run(observers.on_token, observers.on_finished)?;
+        }
+        let Batch {
+            results, recording, ..
+        } = batch;
+        let (recorded, budget) = recording.finish();
+        let complete = |sample: Option<Completion>| sample.unwrap_or_else(Completion::empty);
+        let completions = results
+            .into_iter()
+            .map(|group| group.into_iter().map(complete).collect());
+        Ok(Outcome {
+            completions: completions.collect(),
+            recorded,
+            budget,
+        })
+    }
+}
+
 impl Engine for NativeEngine<'_> {
     fn generate(
         &mut self,
@@ -47,32 +98,26 @@ impl Engine for NativeEngine<'_> {
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>> {
         check(requests, self.decoder)?;
-        let mut batch = Batch {
-            engine: self,
-            adapter,
-            requests,
-            params,
-            cache: self.decoder.new_cache(),
-            prefix: None,
-            groups: requests.iter().map(|_| None).collect(),
-            next_group: 0,
-            rows: Vec::new(),
-            results: requests.iter().map(|r| vec![None; r.n]).collect(),
-            recording: Recording::new(&self.decoder.config, self.budget, requests.len()),
+        let observers = Observers {
+            on_token,
+            on_finished,
         };
-        if params.max_tokens > 0 {
-            batch.prefill_prefix()?;
-            batch.run(on_token, on_finished)?;
+        let parts = self.parts(requests.len());
+        let share = (self.max_batch_size.div_ceil(parts), self.budget / parts);
+        let outcomes = match parts {
+            1 => vec![self.run(adapter, requests, params, share, observers)?],
+            _ => self.in_parallel(requests.len(), parts, observers, |own, observers| {
+                self.run(adapter, &requests[own], params, share, observers)
+            })?,
+        };
+        self.budget = outcomes.iter().map(|outcome| outcome.budget).sum();
+        self.recorded.clear();
+        let mut completions = Vec::with_capacity(requests.len());
+        for outcome in outcomes {
+            self.recorded.extend(outcome.recorded);
+            completions.extend(outcome.completions);
         }
-        let Batch {
-            results, recording, ..
-        } = batch;
-        (self.recorded, self.budget) = recording.finish();
-        let complete = |sample: Option<Completion>| sample.unwrap_or_else(Completion::empty);
-        Ok(results
-            .into_iter()
-            .map(|group| group.into_iter().map(complete).collect())
-            .collect())
+        Ok(completions)
     }
 
     /// Only where scoring would give the same bits.
@@ -123,9 +168,10 @@ pub(super) fn common_prefix(requests: &[Request]) -> usize {
     others.iter().map(shared).min().unwrap_or(0)
 }
 
-/// One call of [`Engine::generate`].
+/// One call of [`Engine::generate`], or one thread's part of it.
 struct Batch<'a> {
     engine: &'a NativeEngine<'a>,
+    max_batch_size: usize,
     adapter: Option<&'a Adapter>,
     requests: &'a [Request],
     params: &'a SamplingParams,
@@ -182,7 +228,7 @@ impl Batch<'_> {
 
     /// Starts waiting samples while there is room, prefilling the prompts they need together.
     fn admit(&mut self) -> Result<()> {
-        let room = |batch: &Self| batch.engine.max_batch_size - batch.rows.len();
+        let room = |batch: &Self| batch.max_batch_size - batch.rows.len();
         for request in 0..self.next_group {
             self.start_samples(request, room(self))?;
         }
@@ -391,14 +437,11 @@ impl Batch<'_> {
         let logits = decoder.logits(self.adapter, &hidden)?;
         let vocab = logits.dim(1)?;
         let draw_all = |values: &[f32]| -> Vec<Sampled> {
-            values
-                .par_chunks_exact(vocab)
-                .zip(&self.rows)
-                .map(|(logits, row)| {
-                    let draw = self.draw(row.request, row.sample, row.tokens.len());
-                    sample(logits, self.params, draw)
-                })
-                .collect()
+            cpu::map(self.rows.len(), 8 * vocab, |index| {
+                let row = &self.rows[index];
+                let draw = self.draw(row.request, row.sample, row.tokens.len());
+                sample(&values[index * vocab..][..vocab], self.params, draw)
+            })
         };
         let sampled = match cpu_slice(&logits) {
             Ok(values) => draw_all(&values),

@@ -62,23 +62,18 @@ pub fn sample(logits: &[f32], params: &SamplingParams, draw: Draw) -> Sampled {
 }
 
 fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (index, value) in logits.iter().enumerate() {
-        if *value > logits[best] {
-            best = index;
-        }
-    }
-    best
+    let max = largest(logits);
+    logits.iter().position(|&l| l == max).unwrap_or(0)
 }
 
 /// The token at which the cumulative probability passes `uniform`, in order of ids.
 fn invert(logits: &[f32], inverse: f32, uniform: f64) -> usize {
     const BLOCK: usize = 256;
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = largest(logits);
     let mut weights = [0.0f32; BLOCK];
     let mut fill = |block: &[f32]| -> f64 {
         cpu::exp_shifted(block, inverse, max * inverse, &mut weights[..block.len()]);
-        weights[..block.len()].iter().map(|&w| f64::from(w)).sum()
+        sum(&weights[..block.len()])
     };
     let sums: Vec<f64> = logits.chunks(BLOCK).map(&mut fill).collect();
     let mut rest = uniform * sums.iter().sum::<f64>();
@@ -107,8 +102,34 @@ fn invert(logits: &[f32], inverse: f32, uniform: f64) -> usize {
         .unwrap_or(last)
 }
 
+/// The largest value that is a number, in lanes: what a compiler makes vectors of.
+fn largest(logits: &[f32]) -> f32 {
+    let (blocks, rest) = logits.as_chunks::<32>();
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    let all = lanes.iter().chain(rest).copied();
+    all.fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
+}
+
+/// Sum in `f64`, in lanes.
+fn sum(weights: &[f32]) -> f64 {
+    let (blocks, rest) = weights.as_chunks::<16>();
+    let mut lanes = [0.0f64; 16];
+    for block in blocks {
+        for (lane, &w) in lanes.iter_mut().zip(block) {
+            *lane += f64::from(w);
+        }
+    }
+    let rest: f64 = rest.iter().copied().map(f64::from).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
 fn filtered(logits: &[f32], inverse: f32, params: &SamplingParams, uniform: f64) -> usize {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = largest(logits);
     let mut kept: Vec<(f64, usize)> = logits
         .iter()
         .enumerate()

@@ -18,7 +18,7 @@ pub(crate) use eigen::symmetric_eigen;
 use super::modules::ModuleId;
 use super::spec::Sigma;
 use crate::model::Placement;
-use crate::ops::cpu::PackedMatrix;
+use crate::ops::cpu::{self, PackedMatrix};
 use crate::ops::linear::Matrix;
 use crate::{Error, Result};
 
@@ -144,6 +144,10 @@ pub fn decompose_all(
 ) -> Result<Vec<Svd>> {
     let next = AtomicUsize::new(0);
     let finished = Mutex::new((0, (0..maps.len()).map(|_| None).collect::<Vec<_>>()));
+    let decompose = |id: ModuleId, w: &Matrix| match w {
+        Matrix::Packed(w) => truncated_svd(id, w, rank),
+        Matrix::Dense(_) => repack(w).and_then(|packed| truncated_svd(id, &packed, rank)),
+    };
     // Threads of their own, not rayon tasks: a rayon worker that waits for a product would start
     // on another matrix meanwhile, and hold the buffers of many at once.
     std::thread::scope(|scope| {
@@ -152,12 +156,7 @@ pub fn decompose_all(
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&(id, w)) = maps.get(at) else { return };
-                    let result = match w {
-                        Matrix::Packed(w) => truncated_svd(id, w, rank),
-                        Matrix::Dense(_) => {
-                            repack(w).and_then(|packed| truncated_svd(id, &packed, rank))
-                        }
-                    };
+                    let result = cpu::alone(|| decompose(id, w));
                     // A panic elsewhere ends the whole scope: its poison changes nothing here.
                     let mut finished = finished.lock().unwrap_or_else(PoisonError::into_inner);
                     finished.0 += 1;

@@ -121,6 +121,8 @@ impl PackedMatrix {
 struct Plan {
     m: usize,
     n: usize,
+    /// Tasks take multiples of so many columns.
+    width: usize,
     row_blocks: usize,
     column_blocks: usize,
     threads: usize,
@@ -138,13 +140,22 @@ impl Plan {
         } else {
             (work / TASK).clamp(threads, 4 * threads)
         };
-        let column_blocks = wanted
-            .div_ceil(row_blocks.max(1))
-            .min(n.div_ceil(LANES))
-            .max(1);
+        let row_blocks = row_blocks.max(1);
+        let wanted = wanted.div_ceil(row_blocks);
+        // Whole tiles for every task where that gives all tasks the same number of them.
+        let tile = group_width(Isa::current(), m.div_ceil(row_blocks), n);
+        let fewest = threads.div_ceil(row_blocks);
+        let equal = (fewest..=wanted)
+            .rev()
+            .find(|&blocks| n.div_ceil(tile).is_multiple_of(blocks) && blocks <= n.div_ceil(tile));
+        let (width, column_blocks) = match equal {
+            Some(blocks) => (tile, blocks),
+            None => (LANES, wanted.min(n.div_ceil(LANES)).max(1)),
+        };
         Self {
             m,
             n,
+            width,
             row_blocks,
             column_blocks,
             threads,
@@ -152,13 +163,13 @@ impl Plan {
     }
 
     fn run(&self, task: impl Fn(Range<usize>, Range<usize>) + Sync) {
-        let panels = self.n.div_ceil(LANES);
+        let units = self.n.div_ceil(self.width);
         par::run(self.row_blocks * self.column_blocks, self.threads, |i| {
             let rows = par::piece(self.m, self.row_blocks, i / self.column_blocks);
-            let columns = par::piece(panels, self.column_blocks, i % self.column_blocks);
+            let columns = par::piece(units, self.column_blocks, i % self.column_blocks);
             task(
                 rows,
-                columns.start * LANES..(columns.end * LANES).min(self.n),
+                columns.start * self.width..(columns.end * self.width).min(self.n),
             );
         });
     }

@@ -39,6 +39,7 @@ pub use isa::Isa;
 pub use kv::KvStore;
 pub use low_rank::{low_rank_down, low_rank_up};
 pub use pack::{PackedMatrix, Weight};
+pub use par::{alone, is_alone, map, map_rows, piece};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{rope, rope_backward};
 pub use scores::{TokenScores, exp_shifted, logits_gradient, token_scores};

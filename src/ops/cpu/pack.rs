@@ -58,7 +58,7 @@ impl PackedMatrix {
     pub fn pack<T: Weight>(rows: &[T], out_features: usize, in_features: usize) -> Self {
         assert_eq!(rows.len(), out_features * in_features, "matrix size");
         let panels = out_features.div_ceil(LANES);
-        let mut packed = AlignedVec::<T>::zeroed(panels * in_features * LANES);
+        let mut packed = AlignedVec::<T>::for_weights(panels * in_features * LANES);
         fill(&mut packed, rows, out_features, in_features);
         Self {
             storage: T::wrap(packed),

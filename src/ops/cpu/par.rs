@@ -3,15 +3,30 @@
 //! Tasks own rows, columns or heads of a result; no reduction is ever split between them, so the
 //! number of threads cannot change a bit.
 
+use super::buffer::Shared;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Floating-point operations below which waking another thread costs more than it brings.
 const WORTH_SHARING: usize = 1_500_000;
 
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with kernels that keep to the calling thread: for threads beside the pool which have
+/// enough to do each.
+pub fn alone<T>(f: impl FnOnce() -> T) -> T {
+    let before = ALONE.replace(true);
+    let result = f();
+    ALONE.set(before);
+    result
+}
+
 /// Number of threads worth using for `flops` operations.
 pub(crate) fn threads_for(flops: usize) -> usize {
-    if flops < WORTH_SHARING {
+    if flops < WORTH_SHARING || ALONE.get() {
         1
     } else {
         rayon::current_num_threads()
@@ -27,6 +42,34 @@ pub(crate) fn run(tasks: usize, threads: usize, task: impl Fn(usize) + Sync) {
     }
 }
 
+/// Whether the calling thread runs inside of [`alone`].
+pub fn is_alone() -> bool {
+    ALONE.get()
+}
+
+/// `f` of every number below `count`, in order, where each takes some `flops`.
+pub fn map<T: Send>(count: usize, flops: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    match threads_for(count * flops) {
+        1 => (0..count).map(f).collect(),
+        _ => (0..count).into_par_iter().with_max_len(1).map(&f).collect(),
+    }
+}
+
+/// `f` of every row of `values` and its number, in order; each element takes some `flops`.
+pub fn map_rows<T: Send>(
+    values: &mut [f32],
+    width: usize,
+    flops: usize,
+    f: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> Vec<T> {
+    let rows = values.len() / width;
+    let values = Shared::new(values);
+    map(rows, flops * width, |row| {
+        // SAFETY: every row is visited once.
+        f(row, unsafe { values.range(row * width..(row + 1) * width) })
+    })
+}
+
 /// Cut `0..count` into pieces for a row-wise kernel which spends `flops` on each and run them.
 pub(crate) fn run_rows(count: usize, flops: usize, task: impl Fn(Range<usize>) + Sync) {
     let threads = threads_for(count * flops);
@@ -39,7 +82,7 @@ pub(crate) fn run_rows(count: usize, flops: usize, task: impl Fn(Range<usize>) +
 }
 
 /// The `index`-th of `pieces` nearly equal parts of `0..count`.
-pub(crate) fn piece(count: usize, pieces: usize, index: usize) -> Range<usize> {
+pub fn piece(count: usize, pieces: usize, index: usize) -> Range<usize> {
     count * index / pieces..count * (index + 1) / pieces
 }
 
