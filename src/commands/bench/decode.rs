@@ -25,7 +25,7 @@ pub(super) struct Decode {
 }
 
 impl Decode {
-    /// The better of two runs, each on `sequences` prompts cut out of the data's.
+    /// The second of two runs, each on `sequences` prompts cut out of the data's.
     pub fn measure(bench: &Bench<'_>, sequences: usize) -> Result<Self> {
         let text: Vec<u32> = bench.prompts.iter().flatten().copied().collect();
         let requests: Vec<Request> = (0..sequences)
@@ -49,7 +49,7 @@ impl Decode {
         let Model {
             decoder, tokenizer, ..
         } = bench.model;
-        let (mut prefill, mut decode) = (0.0f64, 0.0f64);
+        let (mut prefill, mut decode) = (0.0, 0.0);
         for _ in 0..2 {
             let mut engine = NativeEngine::new(decoder, tokenizer, sequences);
             let started = Instant::now();
@@ -65,8 +65,8 @@ impl Decode {
             )?;
             let all = started.elapsed().as_secs_f64();
             let first = first.unwrap_or(all);
-            prefill = prefill.max((sequences * PROMPT) as f64 / first);
-            decode = decode.max((sequences * NEW) as f64 / (all - first));
+            prefill = (sequences * PROMPT) as f64 / first;
+            decode = (sequences * NEW) as f64 / (all - first);
         }
         Ok(Self {
             sequences,
