@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tinylora::Result;
+use tinylora::bounded::Allocator;
 use tinylora::model::ModelConfig;
+
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// A bound on processor time that only something like exponential work exceeds.
 pub const LIMIT: Duration = Duration::from_secs(2);
