@@ -23,17 +23,11 @@ pub(super) fn assert_near(got: &[f32], want: &[f64], scale: f64) {
     }
 }
 
-/// Run `f` in a pool of its own, to which the thread that runs it belongs: what goes between the threads
-/// goes through rayon's atomics alone then, which a race detector understands.
+/// Run `f` in a pool of its own.
 pub(super) fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
-    let run = || {
-        let _pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .use_current_thread()
-            .build()
-            .expect("a thread pool");
-        f()
-    };
-    let result = std::thread::scope(|scope| scope.spawn(run).join());
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .expect("a thread pool")
+        .install(f)
 }
