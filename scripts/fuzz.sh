@@ -4,8 +4,10 @@
 #     scripts/fuzz.sh TARGET [SECONDS] [libFuzzer options…]    # default: 600 seconds
 #     scripts/fuzz.sh all [SECONDS]                            # each in turn
 #
-# Targets are the files of fuzz/fuzz_targets. The files of the repository are the first inputs; what is
-# found to be new stays in fuzz/corpus, what fails in fuzz/artifacts.
+# Targets are the files of fuzz/fuzz_targets. The files of the repository and small ones that the targets
+# make (fuzz/src/seeds.rs) are the first inputs; what is found to be new stays in fuzz/corpus, what fails
+# in fuzz/artifacts. `all` begins with the parsers of files that strangers write, goes on after a finding,
+# and ends with a table.
 #
 # `cargo fuzz` needs a nightly toolchain for its sanitizers. Safe Rust needs none of them to find a
 # panic, a hang or a contradiction, so that the coverage flags alone do; C++ is needed for libFuzzer.
@@ -25,16 +27,30 @@ fi
 shift
 [ $# -eq 0 ] || shift
 if [ "$name" = all ]; then
-    for target in $targets; do
-        ../scripts/fuzz.sh "$target" "$seconds" "$@"
+    first="safetensors gguf tokenizer model_config adapter peft checkpoint parquet"
+    table= failed=0
+    for target in $first $(echo "$targets" | grep -vxE "$(echo "$first" | tr ' ' '|')"); do
+        log=$(mktemp)
+        ../scripts/fuzz.sh "$target" "$seconds" "$@" 2>"$log" && result=ok || { result=FAILED failed=1; }
+        cat "$log" >&2
+        table="$table$(awk -v target="$target" -v result="$result" '
+            / cov: / { for (i = 1; i < NF; i++) if ($i == "corp:") corpus = $(i + 1) }
+            /^stat::number_of_executed_units/ { runs = $2 }
+            /^stat::peak_rss_mb/ { memory = $2 }
+            END { printf "%-13s %9d runs, %s inputs in the corpus, %d MB, %s",
+                target, runs, corpus ? corpus : "?", memory, result }' "$log")
+"
+        rm "$log"
     done
-    exit
+    printf '%s' "$table"
+    exit $failed
 fi
 
 # The first inputs, where there are none yet. A zero byte parts what are two files.
 corpus=corpus/$name
 if [ ! -d "$corpus" ]; then
     mkdir -p "$corpus"
+    export TINYLORA_FUZZ_SEEDS="$PWD/$corpus"
     fixtures=../tests/fixtures
     both() { # TO FIRST SECOND
         { cat "$2" && printf '\0' && cat "$3"; } >"$corpus/$1"
@@ -71,5 +87,6 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug
 # A named target keeps the flags away from build scripts.
 cargo build --release --target "$target" --bin "$name"
 mkdir -p "artifacts/$name"
+# The targets measure processor time; -timeout is by the clock, for what never comes back.
 "target/$target/release/$name" "$corpus" $dictionary -artifact_prefix="artifacts/$name/" \
-    -max_len=$length -timeout=10 -rss_limit_mb=2048 -max_total_time="$seconds" -print_final_stats=1 "$@"
+    -max_len=$length -timeout=300 -rss_limit_mb=2048 -max_total_time="$seconds" -print_final_stats=1 "$@"

@@ -6,6 +6,7 @@
 //! [`optim`] → metrics and checkpoints ([`run`]).
 
 pub mod adapter;
+pub mod bounded;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -44,9 +44,15 @@ impl Place {
     }
 
     fn start(&self, arguments: &[&str]) -> Child {
+        self.start_in(&[], arguments)
+    }
+
+    /// Starts the program with these environment variables.
+    fn start_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Child {
         Command::new(env!("CARGO_BIN_EXE_tinylora"))
             .arg("train")
             .args(arguments)
+            .envs(environment.iter().copied())
             .current_dir(self.0.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
             .stdout(Stdio::null())
@@ -259,4 +265,48 @@ fn numbers_that_leave_their_range_end_the_run() {
         assert!(place.path("run/checkpoints/step-000001").exists());
         assert!(!place.path("run/checkpoints/step-000002").exists());
     }
+}
+
+/// The task that panics comes from `run::faults`, which is not in other builds.
+#[cfg(debug_assertions)]
+#[test]
+fn a_panic_in_any_thread_ends_the_run_at_once_and_costs_nothing_that_was_saved() {
+    let settings = ["train.max_steps=3", "train.max_dead_steps=0"];
+    let mut arguments = vec!["--config", "small.toml", "--run-dir", "run"];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    // While weights are decomposed, by threads that wait for one another, and in the steps.
+    let mut saved = 0;
+    for task in ["1", "50", "2000", "8000", "16000"] {
+        let place = Place::new();
+        let environment = [
+            ("RAYON_NUM_THREADS", "4"),
+            (tinylora::run::faults::PANICKING_TASK, task),
+        ];
+        let mut child = place.start_in(&environment, &arguments);
+        let code = wait(&mut child, PATIENCE).code();
+        let said = place.said();
+        if code == Some(0) {
+            // As many tasks are not needed for these steps on this machine.
+            assert!(!said.contains("panicked"), "{said}");
+            continue;
+        }
+        assert_eq!(code, Some(1), "task {task}: {said}");
+        assert!(
+            said.contains(&format!("task {task}, as a test asked")),
+            "{said}"
+        );
+        assert!(said.contains("internal error"), "{said}");
+        let child = match place.path("run/checkpoints/step-000000").exists() {
+            true => {
+                saved += 1;
+                place.start(&["--resume", "run"])
+            }
+            false => {
+                let _ = std::fs::remove_dir_all(place.path("run"));
+                place.start(&arguments)
+            }
+        };
+        place.ends(child, 0, &["adapter saved"]);
+    }
+    assert!(saved > 0, "no panic came after the first checkpoint");
 }

@@ -4,9 +4,12 @@
 
 use libfuzzer_sys::fuzz_target;
 use tinylora::adapter::SavedAdapter;
-use tinylora_fuzz::promises;
+use tinylora_fuzz::{promises, seeds};
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: {
+    seeds::add("file", seeds::adapter_file);
+    seeds::add("text", seeds::adapter_text);
+}, |data: &[u8]| {
     promises("fuzzed", || SavedAdapter::from_bytes(data, "fuzzed"));
     let text = String::from_utf8_lossy(data);
     promises("adapter", || SavedAdapter::from_text(&text));

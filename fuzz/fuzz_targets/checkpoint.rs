@@ -5,9 +5,9 @@
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
 use tinylora::run::checkpoint;
-use tinylora_fuzz::{path, promises};
+use tinylora_fuzz::{path, promises, seeds};
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: seeds::add("saved", seeds::checkpoint), |data: &[u8]| {
     let end = data.iter().position(|byte| *byte == 0);
     let (manifest, state) = data.split_at(end.unwrap_or(data.len()));
     let state = state.get(1..).unwrap_or_default();

@@ -4,9 +4,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use tinylora::model::{LoadOptions, Model};
-use tinylora_fuzz::read_file;
+use tinylora_fuzz::{read_file, seeds};
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: seeds::add("small", seeds::gguf), |data: &[u8]| {
     read_file("fuzz.gguf", data, "fuzz.gguf", |path| {
         Model::load(&path.display().to_string(), &LoadOptions::default())
     });

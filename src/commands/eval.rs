@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -18,7 +18,7 @@ use crate::eval::{
 use crate::reward::Grader;
 use crate::rollout::NativeEngine;
 use crate::run::progress::Progress;
-use crate::run::{fs, signals};
+use crate::run::{clock, fs, signals};
 use crate::{Error, Result};
 
 /// Arguments of `tinylora eval`.
@@ -94,7 +94,7 @@ pub struct EvalArgs {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
-    let (started, clock) = (SystemTime::now(), Instant::now());
+    let (started, clock) = (clock::now(), Instant::now());
     args.check()?;
     let opened = args.model.open(global)?;
     if args.base && opened.adapter.is_none() {

@@ -63,7 +63,10 @@ pub fn run(args: &SweepArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     // Everything that can be refused is refused before weights are read and before the first run.
     first.config.model.device.open()?;
     let open = job::open_options(&first.config, global.quiet);
-    let pretrained = Pretrained::open(&first.config.model.path, &open)?;
+    let mut pretrained = Pretrained::open(&first.config.model.path, &open)?;
+    if let Some(today) = first.config.data.today {
+        pretrained.tokenizer.set_today(today);
+    }
     let data_hashes = check_data(&points, &pretrained, global.quiet)?;
     if args.dry_run {
         return print(out, &listing(&points, &pretrained.config));

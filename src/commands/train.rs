@@ -53,12 +53,13 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         (None, Some(run)) => directory::config_source(run)?,
         (None, None) => Source::find(QUICK_START)?,
     };
-    let config = Config::load(&source, &overrides(args, global))?;
+    let mut config = Config::load(&source, &overrides(args, global))?;
 
     // Everything that can be refused is refused before a folder is made or weights are read.
     config.model.device.open()?;
     let open = job::open_options(&config, global.quiet);
-    let pretrained = Pretrained::open(&config.model.path, &open)?;
+    let mut pretrained = Pretrained::open(&config.model.path, &open)?;
+    keep_today(&mut config, resumed.as_deref(), &mut pretrained)?;
     let context = pretrained.config.max_position_embeddings;
     let job = Job::new(config, &pretrained.tokenizer, context, global.quiet)?;
     let config = &job.config;
@@ -115,6 +116,18 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     report::after_training(directory.path(), progress);
     if args.json {
         print(out, &format!("{}\n", summary.to_json()))?;
+    }
+    Ok(())
+}
+
+/// A run sees the same day from its start to its end, on whatever day it goes on.
+fn keep_today(config: &mut Config, run: Option<&Path>, pretrained: &mut Pretrained) -> Result<()> {
+    if let (None, Some(run)) = (config.data.today, run) {
+        config.data.today = directory::config_of(run)?.data.today;
+    }
+    match config.data.today {
+        Some(today) => pretrained.tokenizer.set_today(today),
+        None => config.data.today = pretrained.tokenizer.today(),
     }
     Ok(())
 }

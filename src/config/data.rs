@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check;
 use crate::Result;
+use crate::model::Date;
 
 /// The training problems and the prompt they are put into.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,10 @@ pub struct DataConfig {
     /// Prompt template: `auto` (the benchmark's own), `gsm8k`, `qwen-boxed`, `plain`, or a text
     /// with `{problem}` in it.
     pub prompt: String,
+    /// The day that a chat template names as today's (`2026-01-31`), where it names one; unset takes the
+    /// day on which the run begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub today: Option<Date>,
     /// Problems whose prompt has more tokens than this are left out.
     pub max_prompt_length: usize,
     /// What to do with a row that cannot be used.
@@ -43,6 +48,7 @@ impl Default for DataConfig {
             limit: None,
             levels: Vec::new(),
             prompt: "auto".to_string(),
+            today: None,
             max_prompt_length: 1024,
             on_bad_row: OnBadRow::Error,
             data_dir: None,

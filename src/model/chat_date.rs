@@ -1,6 +1,12 @@
-//! `strftime_now` of chat templates: Llama 3.2's puts today's date into the system message.
+//! The day that chat templates name: Llama 3.2's puts today's date into the system message.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::run::clock;
+use crate::run::directory::civil_date;
 
 const MONTHS: [&str; 12] = [
     "January",
@@ -26,12 +32,67 @@ const WEEKDAYS: [&str; 7] = [
     "Wednesday",
 ];
 
-/// The present time (UTC) by a strftime format.
-pub(super) fn now(format: &str) -> Result<String, minijinja::Error> {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    strftime(seconds, format)
+/// A day (UTC), written `2026-01-31`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Date {
+    /// Since 1970-01-01.
+    days: u64,
+}
+
+impl Date {
+    pub fn today() -> Self {
+        Self {
+            days: clock::seconds() / 86_400,
+        }
+    }
+
+    /// The start of the day by a strftime format.
+    pub(super) fn strftime(self, format: &str) -> Result<String, minijinja::Error> {
+        strftime(self.days * 86_400, format)
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (year, month, day) = civil_date(self.days);
+        write!(f, "{year:04}-{month:02}-{day:02}")
+    }
+}
+
+impl FromStr for Date {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let no_date = || format!("{text:?} is no date such as 2026-01-31, from 1970 to 9999");
+        let parts: Vec<u64> = text
+            .split('-')
+            .map_while(|part| part.parse().ok())
+            .collect();
+        let &[year @ 1970..=9999, month @ 1..=12, day @ 1..=31] = parts.as_slice() else {
+            return Err(no_date());
+        };
+        // Near enough to look for it, and a day that no month has is not found.
+        let about = (year - 1970) * 365 + (year - 1970) / 4 + (month - 1) * 30;
+        (about.saturating_sub(40)..about + 80)
+            .find(|days| civil_date(*days) == (year, month, day))
+            .map(|days| Self { days })
+            .ok_or_else(no_date)
+    }
+}
+
+impl TryFrom<String> for Date {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Date> for String {
+    fn from(date: Date) -> Self {
+        date.to_string()
+    }
 }
 
 fn strftime(seconds: u64, format: &str) -> Result<String, minijinja::Error> {
@@ -71,24 +132,6 @@ fn strftime(seconds: u64, format: &str) -> Result<String, minijinja::Error> {
     Ok(out)
 }
 
-/// Year, month (1–12) and day (1–31) of a number of days since 1970-01-01, Gregorian.
-///
-/// Years are counted from March, so that the leap day is the last day of a year; 400 such years
-/// have 146,097 days.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    // 719,468 days lie between 0000-03-01 and 1970-01-01.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = (march_month + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +146,24 @@ mod tests {
         assert_eq!(strftime(0, "100%% %m %y").unwrap(), "100% 01 70");
         assert!(strftime(0, "%Q").is_err());
         assert!(strftime(0, "%").is_err());
+    }
+    #[test]
+    fn dates_are_read_as_they_are_written() {
+        for days in (0..2_932_896).step_by(17) {
+            let date = Date { days };
+            assert_eq!(date.to_string().parse(), Ok(date));
+        }
+        assert_eq!(Date { days: 19_782 }.to_string(), "2024-02-29");
+        for wrong in [
+            "",
+            "2026",
+            "2026-02-29",
+            "1969-12-31",
+            "2026-13-01",
+            "2026-1-1-1",
+            "x-1-1",
+        ] {
+            assert!(wrong.parse::<Date>().is_err(), "{wrong}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Chat templates: the Jinja program that turns messages into the text the model was tuned on,
 //! run the way Hugging Face's `apply_chat_template` runs it.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use minijinja::value::{Kwargs, ViaDeserialize};
 use minijinja::{Environment, ErrorKind, context};
@@ -9,13 +10,24 @@ use minijinja_contrib::pycompat;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::chat_date;
+use super::chat_date::Date;
+use crate::bounded::{self, Limits};
 use crate::error::{Error, Result};
 
-/// Templates come with checkpoints from anywhere: steps of one rendering, and depth of nesting.
-const FUEL: u64 = 10_000_000;
+// Templates come with checkpoints from anywhere.
+/// Longer than any that is published by a factor of five.
+const MAX_TEMPLATE_BYTES: usize = 128 << 10;
+/// Steps of one rendering: enough for a thousand messages.
+const FUEL: u64 = 100_000;
+/// Depth of calls.
 const RECURSION_LIMIT: usize = 100;
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+/// What all of it may take, however it is done. Expressions as long as a template and values as deep as
+/// it has steps are taken apart by recursion, hence the stack; what is not used of it costs nothing.
+const LIMITS: Limits = Limits {
+    memory: 32 << 20,
+    stack: 256 << 20,
+    time: Duration::from_millis(500),
+};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +50,7 @@ impl ChatMessage {
 /// still serves for plain text.
 #[derive(Debug, Clone)]
 pub(super) struct ChatTemplate {
-    source: String,
+    source: Arc<str>,
 }
 
 /// Texts of the special tokens a template may name.
@@ -56,14 +68,21 @@ pub(super) struct SpecialTexts {
 
 impl ChatTemplate {
     pub fn new(source: String) -> Self {
-        Self { source }
+        Self {
+            source: source.into(),
+        }
     }
 
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Renders `messages`.
+    /// Whether what it makes may depend on the day.
+    pub fn names_the_day(&self) -> bool {
+        self.source.contains("strftime_now")
+    }
+
+    /// Renders `messages` on the day `today`.
     ///
     /// # Errors
     /// The template does not compile, refuses the messages (`raise_exception`), or does not end.
@@ -72,29 +91,42 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
         special: &SpecialTexts,
+        today: Date,
     ) -> Result<String> {
         if self.source.len() > MAX_TEMPLATE_BYTES {
-            return Err(Error::data("chat template: larger than 1 MiB"));
+            return Err(Error::data(format!(
+                "chat template: larger than {} KiB",
+                MAX_TEMPLATE_BYTES >> 10
+            )));
         }
-        let render = || {
-            let mut env = environment();
-            let source = without_generation_tags(&self.source);
-            env.add_template("chat_template", &source)?;
-            env.get_template("chat_template")?.render(context! {
-                messages => messages,
-                tools => (),
-                documents => (),
-                add_generation_prompt => add_generation_prompt,
-                ..minijinja::Value::from_serialize(special),
-            })
+        let source = Arc::clone(&self.source);
+        let context = context! {
+            messages => messages,
+            tools => (),
+            documents => (),
+            add_generation_prompt => add_generation_prompt,
+            ..minijinja::Value::from_serialize(special),
         };
-        render().map_err(|error| Error::data(format!("chat template: {}", explain(&error))))
+        let rendered = bounded::run(LIMITS, move || render(&source, today, context));
+        rendered
+            .flatten()
+            .map_err(|error| Error::data(format!("chat template: {error}")))
     }
+}
+
+fn render(source: &str, today: Date, context: minijinja::Value) -> Result<String> {
+    let render = || {
+        let mut env = environment(today);
+        let source = without_generation_tags(source);
+        env.add_template("chat_template", &source)?;
+        env.get_template("chat_template")?.render(context)
+    };
+    render().map_err(|error| Error::data(explain(&error)))
 }
 
 /// The environment of transformers' `_compile_jinja_template`: block tags leave no line behind,
 /// Python's string methods exist, JSON is written as `json.dumps(ensure_ascii=False)` does.
-fn environment() -> Environment<'static> {
+fn environment(today: Date) -> Environment<'static> {
     let mut env = Environment::new();
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
@@ -102,7 +134,9 @@ fn environment() -> Environment<'static> {
     env.set_recursion_limit(RECURSION_LIMIT);
     env.set_unknown_method_callback(pycompat::unknown_method_callback);
     env.add_filter("tojson", to_json);
-    env.add_function("strftime_now", |format: String| chat_date::now(&format));
+    env.add_function("strftime_now", move |format: String| {
+        today.strftime(&format)
+    });
     env.add_function(
         "raise_exception",
         |message: String| -> Result<(), minijinja::Error> {

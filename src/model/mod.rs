@@ -24,6 +24,7 @@ mod tokenizer_json;
 mod weights;
 
 pub use batch::{Batch, BlockInputs, Coefficients};
+pub use chat_date::Date;
 pub use chat_template::ChatMessage;
 #[cfg(test)]
 pub(crate) use checkpoint::random_weights;

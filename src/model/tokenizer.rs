@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::byte_level::TokenBytes;
+use super::chat_date::Date;
 use super::chat_template::{ChatMessage, ChatTemplate, SpecialTexts};
 use super::config::ModelConfig;
 use super::config_json::{read_bounded, read_json_object};
@@ -22,6 +23,8 @@ pub struct Tokenizer {
     special: SpecialTokens,
     eos_ids: Vec<u32>,
     chat_template: Option<ChatTemplate>,
+    /// What the chat template takes for today: the same for as long as the model is open.
+    today: Date,
     /// The file it was read from, for messages.
     origin: String,
     /// For byte-level tokenizers, which is nearly all of them.
@@ -98,6 +101,7 @@ impl Tokenizer {
             special,
             eos_ids,
             chat_template,
+            today: Date::today(),
             origin: origin.to_owned(),
         })
     }
@@ -149,6 +153,17 @@ impl Tokenizer {
         self.chat_template.is_some()
     }
 
+    /// The day that prompts may name as today's, if the chat template names one.
+    pub fn today(&self) -> Option<Date> {
+        let template = self.chat_template.as_ref();
+        template.filter(|t| t.names_the_day()).map(|_| self.today)
+    }
+
+    /// Makes it another day for the chat template.
+    pub fn set_today(&mut self, today: Date) {
+        self.today = today;
+    }
+
     /// The prompt text for `messages`, to be encoded without adding special tokens.
     ///
     /// # Errors
@@ -171,7 +186,7 @@ impl Tokenizer {
             pad_token: text(self.special.pad),
             unk_token: text(self.special.unk),
         };
-        let rendered = template.render(messages, add_generation_prompt, &special);
+        let rendered = template.render(messages, add_generation_prompt, &special, self.today);
         rendered.map_err(|error| Error::data(format!("{error} (it goes with {})", self.origin)))
     }
 

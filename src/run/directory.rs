@@ -14,9 +14,9 @@
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::checkpoint;
+use super::clock;
 use super::fs;
 use super::lock::Lock;
 use crate::config::{Config, Source};
@@ -27,6 +27,9 @@ pub const RUNS: &str = "runs";
 
 /// File of the resolved configuration, which makes a folder a run directory.
 pub const CONFIG: &str = "config.toml";
+
+/// File of a run's place among those beside it, see [`newest`].
+const NUMBER: &str = ".number";
 
 /// A run directory held by this process.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ impl RunDirectory {
     pub fn create_new(name: &str) -> Result<Self> {
         let runs = Path::new(RUNS);
         fs::create_dir_all(runs)?;
-        let base = format!("{}-{name}", timestamp(SystemTime::now()));
+        let base = format!("{}-{name}", timestamp(clock::seconds()));
         for attempt in 1..1000 {
             let path = match attempt {
                 1 => runs.join(&base),
@@ -51,7 +54,9 @@ impl RunDirectory {
                 result => result.map(|()| true),
             })?;
             if made {
-                return Self::hold(path);
+                let held = Self::hold(path)?;
+                held.take_number()?;
+                return Ok(held);
             }
         }
         Err(Error::data(format!(
@@ -68,6 +73,7 @@ impl RunDirectory {
         let held = Self::hold(path.to_owned())?;
         // Again under the lock: another process may have begun a run since.
         refuse_used(path)?;
+        held.take_number()?;
         Ok(held)
     }
 
@@ -86,6 +92,21 @@ impl RunDirectory {
         let lock = Lock::acquire(&path)?;
         fs::remove_temporaries(&path)?;
         Ok(Self { path, _lock: lock })
+    }
+
+    /// Remembers that this run began after all those beside it under `runs/`, whatever the clock says.
+    fn take_number(&self) -> Result<()> {
+        let parent = fs::parent(&self.path);
+        let among_runs = match (parent.canonicalize(), Path::new(RUNS).canonicalize()) {
+            (Ok(parent), Ok(runs)) => parent == runs,
+            _ => false,
+        };
+        if !among_runs {
+            return Ok(());
+        }
+        let last = runs_in(parent).filter_map(|run| number_of(&run)).max();
+        let number = last.unwrap_or(0).saturating_add(1);
+        fs::write_atomic(&self.path.join(NUMBER), format!("{number}\n").as_bytes())
     }
 
     pub fn path(&self) -> &Path {
@@ -123,7 +144,7 @@ fn refuse_used(path: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.map_err(|e| fs::error("read", path, &e))?.file_name();
         // What a process leaves that is killed before the run has begun is nobody's.
-        if name != ".lock" && !fs::is_temporary(&name) {
+        if name != ".lock" && name != NUMBER && !fs::is_temporary(&name) {
             return Err(Error::config(format!(
                 "{} is not empty; choose another --run-dir, or go on with it by --resume",
                 path.display()
@@ -169,20 +190,13 @@ pub fn newest() -> Result<PathBuf> {
 }
 
 fn newest_in(runs: &Path) -> Result<PathBuf> {
-    let mut best: Option<(SystemTime, PathBuf)> = None;
-    for entry in std::fs::read_dir(runs).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let modified = std::fs::metadata(path.join(CONFIG)).and_then(|m| m.modified());
-        let Ok(began) = modified else { continue };
-        if checkpoint::steps(&checkpoints(&path)).is_empty() {
-            continue;
-        }
-        let key = (began, path);
-        if best.as_ref().is_none_or(|old| *old < key) {
-            best = Some(key);
-        }
-    }
-    best.map(|(_, path)| path).ok_or_else(|| {
+    // Runs without a number, copied here or of an older program, are older than those with one; their
+    // names begin with their time.
+    let begun = runs_in(runs)
+        .filter(|run| run.join(CONFIG).is_file())
+        .filter(|run| !checkpoint::steps(&checkpoints(run)).is_empty());
+    let newest = begun.max_by_key(|run| (number_of(run), run.clone()));
+    newest.ok_or_else(|| {
         Error::config(format!(
             "no run with a checkpoint under {}/: train first, or name a run or a model",
             runs.display()
@@ -190,9 +204,19 @@ fn newest_in(runs: &Path) -> Result<PathBuf> {
     })
 }
 
+fn runs_in(runs: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(runs).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
+}
+
+/// A run's place in the order in which the runs under `runs/` began.
+fn number_of(run: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(run.join(NUMBER)).ok()?;
+    text.trim().parse().ok()
+}
+
 /// `YYYYMMDD-HHMMSS` in UTC.
-fn timestamp(now: SystemTime) -> String {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+fn timestamp(seconds: u64) -> String {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil_date(days);
     let (hour, minute) = (second / 3600, second / 60 % 60);
@@ -217,8 +241,6 @@ pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -229,10 +251,7 @@ mod tests {
             (1_767_225_599, "20251231-235959"),
             (4_107_542_400, "21000301-000000"),
         ] {
-            assert_eq!(
-                timestamp(UNIX_EPOCH + Duration::from_secs(seconds)),
-                expected
-            );
+            assert_eq!(timestamp(seconds), expected);
         }
     }
 
@@ -251,6 +270,33 @@ mod tests {
         assert!(error.to_string().contains("is not empty"), "{error}");
         let error = RunDirectory::open(&path).unwrap_err().to_string();
         assert!(error.contains("is no run directory"), "{error}");
+    }
+
+    #[test]
+    fn the_newest_run_is_the_one_that_began_last_whatever_files_and_names_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let day = |n: u64| std::time::UNIX_EPOCH + std::time::Duration::from_secs(n * 86_400);
+        let make = |name: &str, number: Option<u64>, modified| {
+            let run = folder.path().join(name);
+            std::fs::create_dir_all(checkpoints(&run).join("step-000001")).unwrap();
+            if let Some(number) = number {
+                std::fs::write(run.join(NUMBER), number.to_string()).unwrap();
+            }
+            let config = std::fs::File::create(run.join(CONFIG)).unwrap();
+            config.set_modified(day(modified)).unwrap();
+        };
+        let newest = || newest_in(folder.path()).unwrap();
+        make("20250101-000000-a", None, 900);
+        make("20260101-000000-a", None, 800);
+        assert_eq!(newest(), folder.path().join("20260101-000000-a"));
+        make("20250601-000000-b", Some(1), 700);
+        // The clock was set back.
+        make("19700101-000000-c", Some(2), 0);
+        assert_eq!(newest(), folder.path().join("19700101-000000-c"));
+        // Begun last, but with nothing to go on from.
+        std::fs::create_dir(folder.path().join("d")).unwrap();
+        std::fs::write(folder.path().join("d").join(NUMBER), "3").unwrap();
+        assert_eq!(newest(), folder.path().join("19700101-000000-c"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The run directory and what is written into it.
 
 pub mod checkpoint;
+pub mod clock;
 pub mod directory;
 pub mod environment;
 pub mod evaluation;

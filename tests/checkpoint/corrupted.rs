@@ -1,7 +1,7 @@
 //! Thousands of damaged files of every format that is read: each is used or refused with a message
 //! that names it, without a panic, quickly, and without more memory than the file is worth.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use safetensors::Dtype as StDtype;
 use serde_json::json;
 use tempfile::TempDir;
 use tinylora::adapter::{Adapter, AdapterSource, AdapterSpec, SavedAdapter, SvdCache};
+use tinylora::bounded::Allocator;
 use tinylora::config::{Config, Source};
 use tinylora::data::{self, dataset::ReadOptions};
 use tinylora::eval::CompletionLog;
@@ -44,24 +45,24 @@ fn count(bytes: isize) {
     });
 }
 
-// SAFETY: every call goes to the system's allocator as it is.
+// SAFETY: every call goes to the program's allocator as it is.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller's promise is that of `System`.
-        unsafe { System.alloc(layout) }
+        // SAFETY: the caller's promise is that of `Allocator`.
+        unsafe { Allocator.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller's promise is that of `System`.
-        unsafe { System.alloc_zeroed(layout) }
+        // SAFETY: the caller's promise is that of `Allocator`.
+        unsafe { Allocator.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         count(-(layout.size() as isize));
-        // SAFETY: the caller's promise is that of `System`.
-        unsafe { System.dealloc(memory, layout) }
+        // SAFETY: the caller's promise is that of `Allocator`.
+        unsafe { Allocator.dealloc(memory, layout) }
     }
 }
 

@@ -38,7 +38,11 @@ pub(crate) fn run(tasks: usize, threads: usize, task: impl Fn(usize) + Sync) {
     if threads <= 1 || tasks <= 1 {
         (0..tasks).for_each(task);
     } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(&task);
+        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| {
+            #[cfg(debug_assertions)]
+            crate::run::faults::before_task();
+            task(i);
+        });
     }
 }
 
