@@ -276,7 +276,7 @@ fn a_panic_in_any_thread_ends_the_run_at_once_and_costs_nothing_that_was_saved()
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     // While weights are decomposed, by threads that wait for one another, and in the steps.
     let mut saved = 0;
-    for task in ["1", "50", "2000", "8000", "16000"] {
+    for task in ["1", "50", "2000", "20000", "60000", "120000"] {
         let place = Place::new();
         let environment = [
             ("RAYON_NUM_THREADS", "4"),

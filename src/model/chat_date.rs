@@ -72,10 +72,14 @@ impl FromStr for Date {
         let &[year @ 1970..=9999, month @ 1..=12, day @ 1..=31] = parts.as_slice() else {
             return Err(no_date());
         };
-        // Near enough to look for it, and a day that no month has is not found.
-        let about = (year - 1970) * 365 + (year - 1970) / 4 + (month - 1) * 30;
-        (about.saturating_sub(40)..about + 80)
-            .find(|days| civil_date(*days) == (year, month, day))
+        // Years that begin in March, in eras of 400: the leap day is the last of its year.
+        let from_march = year - u64::from(month <= 2);
+        let (era, year_of_era) = (from_march / 400, from_march % 400);
+        let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        let days = (era * 146_097 + day_of_era).checked_sub(719_468);
+        // A day that its month does not have is another date.
+        days.filter(|&days| civil_date(days) == (year, month, day))
             .map(|days| Self { days })
             .ok_or_else(no_date)
     }

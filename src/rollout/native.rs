@@ -102,11 +102,11 @@ impl Engine for NativeEngine<'_> {
             on_token,
             on_finished,
         };
-        let parts = self.parts(requests.len());
-        let share = (self.max_batch_size.div_ceil(parts), self.budget / parts);
-        let outcomes = match parts {
-            1 => vec![self.run(adapter, requests, params, share, observers)?],
-            _ => self.in_parallel(requests.len(), parts, observers, |own, observers| {
+        let parts = self.parts(requests, self.max_batch_size);
+        let share = (self.max_batch_size, self.budget / parts.len().max(1));
+        let outcomes = match &parts[..] {
+            [_] => vec![self.run(adapter, requests, params, share, observers)?],
+            _ => self.in_parallel(&parts, observers, |own, observers| {
                 self.run(adapter, &requests[own], params, share, observers)
             })?,
         };

@@ -1,16 +1,22 @@
 //! A rollout of a small model, divided between threads by its prompts.
 //!
 //! The products of one decoding pass of such a model are too small to share between threads; whole
-//! prompts are not. What is drawn does not depend on it, as it does not on batches.
+//! prompts are not. What is drawn does not depend on it, as it does not on batches, and what is
+//! reported comes in the same order on any number of threads.
 
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use super::Completion;
 use super::native::{NativeEngine, Outcome};
+use super::{Completion, Request};
 use crate::Result;
 use crate::ops::cpu;
+
+/// Completions of a part.
+const PART: usize = 32;
 
 /// What a thread tells the one that called the engine.
 enum Event {
@@ -24,6 +30,8 @@ enum Event {
         sample: usize,
         completion: Completion,
     },
+    /// Nothing more comes from this part.
+    Done,
 }
 
 /// What a part of a rollout reports to: as [`super::Engine::generate`] has them.
@@ -33,89 +41,125 @@ pub(super) struct Observers<'a> {
 }
 
 impl NativeEngine<'_> {
-    /// How many threads a rollout of `requests` is worth.
-    pub(super) fn parts(&self, requests: usize) -> usize {
-        match self.decoder.is_small() && !cpu::is_alone() {
-            true => rayon::current_num_threads().min(requests).max(1),
-            false => 1,
+    /// The parts of a rollout: all of it, or for a small model runs of requests with up to
+    /// [`PART`] completions. They do not depend on the number of threads.
+    pub(super) fn parts(&self, requests: &[Request], max_batch_size: usize) -> Vec<Range<usize>> {
+        if !self.decoder.is_small() || cpu::is_alone() {
+            return vec![0..requests.len()];
         }
+        let sizes: Vec<usize> = requests.iter().map(|request| request.n).collect();
+        crate::model::pack(&sizes, PART.min(max_batch_size))
     }
 
-    /// Runs `part` for every range of `count` requests, each on a thread of its own, and reports
-    /// on the calling thread.
+    /// Runs `part` for every one of `parts`, on as many threads as the pool has, and reports on the
+    /// calling thread, one part after the other.
     pub(super) fn in_parallel(
         &self,
-        count: usize,
-        parts: usize,
+        parts: &[Range<usize>],
         observers: Observers<'_>,
         part: impl Fn(Range<usize>, Observers<'_>) -> Result<Outcome> + Sync,
     ) -> Result<Vec<Outcome>> {
         let (send, receive) = mpsc::channel();
+        let next = AtomicUsize::new(0);
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..parts)
-                .map(|index| {
-                    let (send, part) = (send.clone(), &part);
+            let threads: Vec<_> = (0..rayon::current_num_threads().min(parts.len()))
+                .map(|_| {
+                    let (send, part, next) = (send.clone(), &part, &next);
                     scope.spawn(move || {
-                        let own = cpu::piece(count, parts, index);
-                        let first = own.start;
-                        // Nobody listens any more only when the caller is being unwound.
-                        let tell = |event| drop(send.send(event));
-                        let observers = Observers {
-                            on_token: &mut |request, sample, tokens| {
-                                if let Some(&token) = tokens.last() {
-                                    tell(Event::Token {
-                                        request: first + request,
-                                        sample,
-                                        token,
-                                    });
-                                }
-                            },
-                            on_finished: &mut |request, sample, completion| {
-                                tell(Event::Finished {
-                                    request: first + request,
-                                    sample,
-                                    completion: completion.clone(),
-                                });
-                            },
-                        };
-                        cpu::alone(|| part(own, observers))
+                        let mut outcomes = Vec::new();
+                        loop {
+                            let index = next.fetch_add(1, Ordering::Relaxed);
+                            let Some(own) = parts.get(index) else {
+                                return outcomes;
+                            };
+                            let outcome = cpu::alone(|| watched(index, own, &send, part));
+                            if outcome.is_err() {
+                                // Nobody need start another one.
+                                next.store(parts.len(), Ordering::Relaxed);
+                            }
+                            outcomes.push((index, outcome));
+                        }
                     })
                 })
                 .collect();
             drop(send);
-            report(receive, observers);
-            threads
-                .into_iter()
-                .map(|thread| match thread.join() {
-                    Ok(outcome) => outcome,
+            report(&receive, observers);
+            let mut outcomes = Vec::with_capacity(parts.len());
+            for thread in threads {
+                match thread.join() {
+                    Ok(own) => outcomes.extend(own),
                     Err(panic) => std::panic::resume_unwind(panic),
-                })
-                .collect()
+                }
+            }
+            outcomes.sort_by_key(|(index, _)| *index);
+            outcomes.into_iter().map(|(_, outcome)| outcome).collect()
         })
     }
 }
 
-/// Hands events on until all threads have ended.
-fn report(events: mpsc::Receiver<Event>, observers: Observers<'_>) {
-    let mut growing = std::collections::HashMap::<(usize, usize), Vec<u32>>::new();
-    for event in events {
-        match event {
-            Event::Token {
-                request,
-                sample,
-                token,
-            } => {
-                let tokens = growing.entry((request, sample)).or_default();
-                tokens.push(token);
-                (observers.on_token)(request, sample, tokens);
+/// Runs one part, and sends what it reports.
+fn watched(
+    index: usize,
+    own: &Range<usize>,
+    send: &mpsc::Sender<(usize, Event)>,
+    part: &impl Fn(Range<usize>, Observers<'_>) -> Result<Outcome>,
+) -> Result<Outcome> {
+    // Nobody listens any more only when the caller is being unwound.
+    let tell = |event| drop(send.send((index, event)));
+    let observers = Observers {
+        on_token: &mut |request, sample, tokens| {
+            if let Some(&token) = tokens.last() {
+                tell(Event::Token {
+                    request: own.start + request,
+                    sample,
+                    token,
+                });
             }
-            Event::Finished {
-                request,
+        },
+        on_finished: &mut |request, sample, completion| {
+            tell(Event::Finished {
+                request: own.start + request,
                 sample,
-                completion,
-            } => {
-                growing.remove(&(request, sample));
-                (observers.on_finished)(request, sample, &completion);
+                completion: completion.clone(),
+            });
+        },
+    };
+    let outcome = part(own.clone(), observers);
+    tell(Event::Done);
+    outcome
+}
+
+/// Hands events on until all threads have ended: those of the first part as they come, those of
+/// others when the parts before are done.
+fn report(events: &mpsc::Receiver<(usize, Event)>, observers: Observers<'_>) {
+    let mut growing = HashMap::<(usize, usize), Vec<u32>>::new();
+    let mut waiting = HashMap::<usize, VecDeque<Event>>::new();
+    let mut current = 0;
+    for (part, event) in events {
+        waiting.entry(part).or_default().push_back(event);
+        while let Some(event) = waiting.get_mut(&current).and_then(VecDeque::pop_front) {
+            match event {
+                Event::Token {
+                    request,
+                    sample,
+                    token,
+                } => {
+                    let tokens = growing.entry((request, sample)).or_default();
+                    tokens.push(token);
+                    (observers.on_token)(request, sample, tokens);
+                }
+                Event::Finished {
+                    request,
+                    sample,
+                    completion,
+                } => {
+                    growing.remove(&(request, sample));
+                    (observers.on_finished)(request, sample, &completion);
+                }
+                Event::Done => {
+                    waiting.remove(&current);
+                    current += 1;
+                }
             }
         }
     }

@@ -66,7 +66,7 @@ pub(super) fn wild_clock() -> Option<SystemTime> {
 /// Environment variable: the number of the kernel task, counted from 1 over all threads, that panics.
 pub const PANICKING_TASK: &str = "TINYLORA_PANICKING_TASK";
 
-/// Asked before every task of a kernel that is shared between threads.
+/// Asked before every task of a kernel.
 pub fn before_task() {
     static PANICKING: LazyLock<Option<usize>> =
         LazyLock::new(|| std::env::var(PANICKING_TASK).ok()?.parse().ok());

@@ -35,14 +35,15 @@ pub(crate) fn threads_for(flops: usize) -> usize {
 
 /// Run tasks `0..tasks`, each once, in any order.
 pub(crate) fn run(tasks: usize, threads: usize, task: impl Fn(usize) + Sync) {
+    let task = |i| {
+        #[cfg(debug_assertions)]
+        crate::run::faults::before_task();
+        task(i);
+    };
     if threads <= 1 || tasks <= 1 {
         (0..tasks).for_each(task);
     } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| {
-            #[cfg(debug_assertions)]
-            crate::run::faults::before_task();
-            task(i);
-        });
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
     }
 }
 
