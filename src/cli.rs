@@ -94,7 +94,7 @@ pub fn main() -> ExitCode {
         })
     };
     // A panic is a bug; it has its exit code like any other failure, and its own message before.
-    let result = start_threads().and_then(|()| Ok(catch_unwind(AssertUnwindSafe(work))));
+    let result = start_threads().map(|()| catch_unwind(AssertUnwindSafe(work)));
     let result = match result {
         Ok(result) => result,
         Err(error) => Ok(Err(error)),

@@ -260,7 +260,7 @@ impl Batch<'_> {
         let tokens = &self.requests[0].prompt[..len];
         let decoder = self.engine.decoder;
         let mut recorder = match self.recording.open_prefix(len) {
-            true => self.recording.recorder_of(vec![0..len]),
+            true => self.recording.recorder_of(std::iter::once(0..len)),
             false => None,
         };
         let cache = &mut self.cache;

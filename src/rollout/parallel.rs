@@ -45,7 +45,7 @@ impl NativeEngine<'_> {
     /// [`PART`] completions. They do not depend on the number of threads.
     pub(super) fn parts(&self, requests: &[Request], max_batch_size: usize) -> Vec<Range<usize>> {
         if !self.decoder.is_small() || cpu::is_alone() {
-            return vec![0..requests.len()];
+            return std::iter::once(0..requests.len()).collect();
         }
         let sizes: Vec<usize> = requests.iter().map(|request| request.n).collect();
         crate::model::pack(&sizes, PART.min(max_batch_size))

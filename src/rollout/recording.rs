@@ -66,16 +66,18 @@ impl<'a> Recording<'a> {
         &self,
         rows: impl IntoIterator<Item = (usize, Range<usize>)>,
     ) -> Option<Recorder> {
-        let mut kept: Vec<Range<usize>> = Vec::new();
-        for (index, rows) in rows {
-            if self.groups[index].is_some() {
-                kept.push(rows);
-            }
-        }
-        self.recorder_of(kept)
+        let kept = rows
+            .into_iter()
+            .filter(|(index, _)| self.groups[*index].is_some());
+        self.recorder_of(kept.map(|(_, rows)| rows))
     }
 
-    pub(super) fn recorder_of(&self, rows: Vec<Range<usize>>) -> Option<Recorder> {
+    /// What takes these rows of a pass.
+    pub(super) fn recorder_of(
+        &self,
+        rows: impl IntoIterator<Item = Range<usize>>,
+    ) -> Option<Recorder> {
+        let rows: Vec<_> = rows.into_iter().collect();
         (!rows.is_empty()).then(|| Recorder::new(self.config, rows))
     }
 
