@@ -123,7 +123,7 @@ fn start_threads() -> Result<()> {
 }
 
 /// Activations are freed and allocated again all the time. The C library would give their pages
-/// back to the system and fault them in again, zeroed, which costs a tenth of a training step.
+/// back to the system and fault them in again, zeroed, which costs a tenth of a forward pass.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_freed_memory() {
     // SAFETY: plain settings, before there are threads. Where one is refused, things are slower.

@@ -1,7 +1,7 @@
 //! Inputs of the blocks that a rollout computed, kept for the way back.
 //!
 //! On the CPU decoding gives a row the same bits as scoring, so that the backward pass may start
-//! from what sampling left behind: no second forward pass, and a twentieth of the memory that all
+//! from what sampling left behind: no second forward pass, and a fourteenth of the memory that all
 //! activations would take.
 
 use std::ops::Range;
