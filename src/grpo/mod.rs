@@ -5,6 +5,7 @@ pub mod importance;
 pub mod loss;
 pub mod metrics;
 mod natural;
+mod passes;
 mod rollouts;
 mod trainer;
 

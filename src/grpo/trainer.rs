@@ -3,21 +3,15 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::importance::{SamplerCorrection, SamplerRatio};
-use super::loss::{
-    LossParams, LossStats, Normalizer, Sequence, on_policy_coefficient, sequence_loss,
-    token_weights,
-};
+use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, token_weights};
 use super::metrics::{self, SamplerDifference};
 use super::natural::NaturalUpdate;
 use super::rollouts::{Group, Rollouts, Sampler};
 use crate::Result;
-use crate::adapter::{Adapter, Gradients};
+use crate::adapter::Adapter;
 use crate::config::{GrpoConfig, LossType, OptimConfig};
-use crate::model::{Batch, BatchInputs, BlockInputs, Coefficients, Decoder, Keep, pack};
-use crate::ops::cpu;
+use crate::model::{Batch, Decoder, pack};
 use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
@@ -60,7 +54,7 @@ pub(super) struct Sums {
     loss: f64,
     pub(super) entropy: f64,
     pub(super) tokens: usize,
-    stats: LossStats,
+    pub(super) stats: LossStats,
     difference: SamplerDifference,
     ratios: Vec<f64>,
     pub(super) updates: Vec<Update>,
@@ -178,7 +172,7 @@ impl<'a> GrpoTrainer<'a> {
     }
 
     /// Whether a completion has a gradient. At advantage 0 only the KL term has one.
-    fn is_trained(&self, item: &Item) -> bool {
+    pub(super) fn is_trained(&self, item: &Item) -> bool {
         item.active > 0 && (item.advantage != 0.0 || self.loss.beta != 0.0)
     }
 
@@ -213,99 +207,6 @@ impl<'a> GrpoTrainer<'a> {
         micro_batches
     }
 
-    /// The gradient of one update, micro-batch by micro-batch.
-    fn gradients(
-        &self,
-        rollouts: &Rollouts,
-        items: &[Item],
-        micro_batches: &[Vec<usize>],
-        policy: &Policy,
-        sums: &mut Sums,
-        on_progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Gradients> {
-        for item in items.iter().filter(|item| !self.is_trained(item)) {
-            sums.stats.add_inactive(&self.loss, item.active);
-        }
-        let passes: Vec<Vec<&Item>> = micro_batches
-            .iter()
-            .map(|own| own.iter().map(|&i| &items[i]).collect())
-            .collect();
-        if self.decoder.is_small() && self.learner.adapter().has_sequence_gradients() {
-            let groups: Vec<&[&Item]> = passes
-                .iter()
-                .flat_map(|own| own.chunk_by(|a, b| a.group == b.group))
-                .collect();
-            if let Some(gradients) = self.gradients_apart(rollouts, &groups, policy, sums)? {
-                on_progress(passes.len(), passes.len());
-                return Ok(gradients);
-            }
-        }
-        let mut gradients = self.learner.adapter().gradients();
-        for (done, own) in passes.iter().enumerate() {
-            signals::check()?;
-            self.accumulate(rollouts, own, policy, &mut gradients, sums)?;
-            on_progress(done + 1, passes.len());
-        }
-        Ok(gradients)
-    }
-
-    /// [`Self::gradients`] of a small model: passes over single groups run side by side, each on
-    /// one thread, and are added in order whatever the number of threads. `None` where a pass needs
-    /// its scores first.
-    fn gradients_apart(
-        &self,
-        rollouts: &Rollouts,
-        passes: &[&[&Item]],
-        policy: &Policy,
-        sums: &mut Sums,
-    ) -> Result<Option<Gradients>> {
-        struct Job {
-            batch: Batch,
-            inputs: BlockInputs,
-            coefficients: Vec<f64>,
-        }
-        let mut jobs = Vec::with_capacity(passes.len());
-        for items in passes {
-            let Some(coefficients) = self.known_coefficients(items, policy) else {
-                return Ok(None);
-            };
-            let batch = self.pack(rollouts, items)?;
-            let inputs = self.inputs_of(rollouts, items, policy, &batch);
-            jobs.push(Job {
-                batch,
-                inputs,
-                coefficients,
-            });
-        }
-        let (decoder, adapter) = (self.decoder, self.learner.adapter());
-        let temperature = self.config.temperature;
-        let run = |job: Job| -> Result<(Batch, Scores, Gradients)> {
-            signals::check()?;
-            let mut gradients = adapter.gradients();
-            let known = Coefficients::Known(job.coefficients);
-            let scores = cpu::alone(|| {
-                decoder.accumulate_gradients(
-                    adapter,
-                    &job.batch,
-                    temperature,
-                    job.inputs,
-                    known,
-                    &mut gradients,
-                )
-            })?;
-            Ok((job.batch, scores, gradients))
-        };
-        let done: Vec<_> = jobs.into_par_iter().with_max_len(1).map(run).collect();
-        let mut gradients = adapter.gradients();
-        for (items, pass) in passes.iter().zip(done) {
-            let (batch, scores, own) = pass?;
-            gradients.merge(&own)?;
-            sums.add(&self.loss, policy, items, &batch, &scores.logprobs);
-            sums.add_entropies(&scores);
-        }
-        Ok(Some(gradients))
-    }
-
     /// The items that are `members`, as indices, cut into passes: whole groups, up to
     /// `micro_batch_tokens` rows; a group that is larger by itself is cut.
     pub(super) fn micro_batches(
@@ -335,86 +236,6 @@ impl<'a> GrpoTrainer<'a> {
             .into_iter()
             .map(|run| own(run).collect())
             .collect()
-    }
-
-    /// One forward and backward pass.
-    fn accumulate(
-        &self,
-        rollouts: &Rollouts,
-        items: &[&Item],
-        policy: &Policy,
-        gradients: &mut Gradients,
-        sums: &mut Sums,
-    ) -> Result<()> {
-        let batch = self.pack(rollouts, items)?;
-        let inputs = self.inputs_of(rollouts, items, policy, &batch);
-        let known = self.known_coefficients(items, policy);
-        let is_known = known.is_some();
-        let mut add =
-            |scores: &Scores| Ok(sums.add(&self.loss, policy, items, &batch, &scores.logprobs));
-        let scores = self.decoder.accumulate_gradients(
-            self.learner.adapter(),
-            &batch,
-            self.config.temperature,
-            inputs,
-            match known {
-                Some(known) => Coefficients::Known(known),
-                None => Coefficients::OfScores(&mut add),
-            },
-            gradients,
-        )?;
-        if is_known {
-            add(&scores)?;
-        }
-        sums.add_entropies(&scores);
-        Ok(())
-    }
-
-    /// Where the pass over these completions gets the inputs of its blocks from.
-    fn inputs_of(
-        &self,
-        rollouts: &Rollouts,
-        items: &[&Item],
-        policy: &Policy,
-        batch: &Batch,
-    ) -> BlockInputs {
-        let recorded = match policy.moved {
-            true => None,
-            false => {
-                let groups = items.chunk_by(|a, b| a.group == b.group);
-                let samples: Vec<(usize, Vec<usize>)> = groups
-                    .map(|own| (own[0].group, own.iter().map(|item| item.sample).collect()))
-                    .collect();
-                rollouts.recorded(samples.iter().map(|(group, own)| (*group, &own[..])))
-            }
-        };
-        self.block_inputs(batch.tokens.len(), recorded)
-    }
-
-    /// Where a pass over `rows` rows gets the inputs of its blocks from.
-    pub(super) fn block_inputs(&self, rows: usize, recorded: Option<BatchInputs>) -> BlockInputs {
-        match recorded {
-            Some(inputs) => BlockInputs::Recorded(inputs),
-            None => BlockInputs::Computed(Keep::choose(
-                self.config.gradient_checkpointing,
-                &self.decoder.config,
-                rows,
-                self.config.activation_memory(),
-            )),
-        }
-    }
-
-    /// dL/dlogp of every token where it does not depend on the log-probabilities.
-    fn known_coefficients(&self, items: &[&Item], policy: &Policy) -> Option<Vec<f64>> {
-        if policy.moved || policy.correction.is_some() {
-            return None;
-        }
-        let mut all = Vec::new();
-        for item in items {
-            let own = on_policy_coefficient(&self.loss, item.advantage, item.weight)?;
-            all.extend(std::iter::repeat_n(own, item.sampled.len()));
-        }
-        Some(all)
     }
 
     /// Log-probabilities of all completions that are trained on, with `adapter` or without.
