@@ -42,6 +42,7 @@ fn exact() -> Placement {
         backend: Backend::Portable,
         device: Device::Cpu,
         dtype: DType::F64,
+        as_stored: false,
     }
 }
 

@@ -338,6 +338,7 @@ impl Decoder {
             backend,
             device,
             dtype,
+            ..
         } = &self.placement;
         self.rope.rotation(*backend, positions, *dtype, device)
     }

@@ -63,6 +63,9 @@ pub struct Placement {
     pub device: Device,
     /// Dtype of the matrices on the CPU backend; of everything on the portable one.
     pub dtype: DType,
+    /// On the CPU backend, keep matrices in the bytes of their file where products can use them:
+    /// quantised blocks, and two-byte floats, which stay in the file. The numbers are those of `dtype`.
+    pub as_stored: bool,
 }
 
 /// One decoder block.
@@ -204,6 +207,7 @@ impl Placement {
             backend: Backend::Cpu,
             device: Device::Cpu,
             dtype,
+            as_stored: false,
         }
     }
 
@@ -235,6 +239,11 @@ impl Placement {
         if self.backend == Backend::Portable {
             let dense = Tensor::from_vec(raw.get_f32(name)?, (out, input), &self.device)?;
             return Ok(Matrix::Dense(dense.to_dtype(self.dtype)?));
+        }
+        if self.as_stored
+            && let Some(matrix) = raw.as_stored(name)?
+        {
+            return Ok(Matrix::Packed(matrix));
         }
         Ok(Matrix::Packed(match (self.dtype, raw.get(name)?) {
             (DType::F32, RawTensor::F32(values)) => PackedMatrix::pack(&values, out, input),

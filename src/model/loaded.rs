@@ -106,5 +106,6 @@ fn placement(options: &LoadOptions, stored: Dtype) -> Result<Placement> {
         backend,
         device: options.device.clone(),
         dtype,
+        as_stored: options.dtype.is_none(),
     })
 }

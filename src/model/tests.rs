@@ -50,6 +50,7 @@ fn portable(dtype: DType) -> Placement {
         backend: Backend::Portable,
         device: Device::Cpu,
         dtype,
+        as_stored: false,
     }
 }
 

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -18,6 +18,7 @@ use super::config::{Dtype, ModelConfig, expected_tensors};
 use super::gguf::BlockType;
 use super::random_init::RandomTensor;
 use crate::error::{Error, Result};
+use crate::ops::cpu::{MappedRows, PackedMatrix};
 
 /// Named tensors in files, in blocks of a GGUF file, or made at random.
 pub struct RawWeights {
@@ -78,7 +79,7 @@ impl RawTensor<'_> {
 /// A memory-mapped file with its name for messages.
 pub(super) struct MappedFile {
     pub path: PathBuf,
-    pub bytes: Mmap,
+    pub bytes: Arc<Mmap>,
 }
 
 impl MappedFile {
@@ -94,7 +95,7 @@ impl MappedFile {
         let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::file("map", path, e))?;
         Ok(Self {
             path: path.to_path_buf(),
-            bytes,
+            bytes: Arc::new(bytes),
         })
     }
 }
@@ -195,6 +196,43 @@ impl RawWeights {
                 }
             }
         })
+    }
+
+    /// A matrix for products in the bytes that it is stored in: quantised blocks interleaved in memory,
+    /// two-byte floats where they are. `None` for formats and layouts that have to be copied.
+    pub fn as_stored(&self, name: &str) -> Result<Option<PackedMatrix>> {
+        let entry = self.entry(name)?;
+        let (
+            &[out, input],
+            &Location::File {
+                file,
+                offset,
+                encoding,
+                interleaved_heads,
+                ..
+            },
+        ) = (&entry.shape[..], &entry.location)
+        else {
+            return Ok(None);
+        };
+        let map = |file: usize| self.files[file].bytes.clone();
+        Ok(match (encoding, interleaved_heads) {
+            (Encoding::Blocks(block), heads) => block.kernels().map(|format| {
+                let bytes = self.stored(name, entry)?;
+                let row = bytes.len() / out.max(1);
+                let rows = match heads {
+                    Some(heads) => Cow::Owned(split_halves(bytes, heads, row)),
+                    None => Cow::Borrowed(bytes),
+                };
+                Ok::<_, Error>(PackedMatrix::pack_blocks(format, &rows, out, input))
+            }),
+            (Encoding::Plain(Dtype::Bf16), None) => MappedRows::new(map(file), offset, out, input)
+                .map(|rows| Ok(PackedMatrix::mapped_bf16(rows))),
+            (Encoding::Plain(Dtype::F16), None) => MappedRows::new(map(file), offset, out, input)
+                .map(|rows| Ok(PackedMatrix::mapped_f16(rows))),
+            _ => None,
+        }
+        .transpose()?)
     }
 
     /// As [`RawWeights::get`], widened to f32.

@@ -69,8 +69,10 @@ impl NativeEngine<'_> {
             recording: Recording::new(&self.decoder.config, budget, requests.len()),
         };
         if params.max_tokens > 0 {
-            batch.prefill_prefix()?;
-            batch.run(observers.on_token, observers.on_finished)?;
+            cpu::team(|| {
+                batch.prefill_prefix()?;
+                batch.run(observers.on_token, observers.on_finished)
+            })?;
         }
         let Batch {
             results, recording, ..

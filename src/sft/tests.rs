@@ -1,6 +1,6 @@
 //! SFT against PyTorch, against itself with other packing, and across a resume.
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::Value;
 
 use super::{Example, SftTrainer};
@@ -9,18 +9,13 @@ use crate::config::{LrSchedulerType, OptimConfig, SftConfig};
 use crate::data::DataOrder;
 use crate::model::tests::{adapter, decoder};
 use crate::model::{Decoder, Placement};
-use crate::ops::Backend;
 use crate::run::StepMetrics;
 use crate::run::training::Trainer;
 
 const SEED: u64 = 11;
 
 fn small() -> Decoder {
-    decoder(Placement {
-        backend: Backend::Cpu,
-        device: Device::Cpu,
-        dtype: DType::F32,
-    })
+    decoder(Placement::cpu(DType::F32))
 }
 
 /// Sequences and weights by the formulas of scripts/sft_fixture.py.

@@ -7,6 +7,7 @@ use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::ops::cpu::BlockFormat;
 
 /// Blocks dequantised by one task.
 const BLOCKS_PER_TASK: usize = 1 << 10;
@@ -43,6 +44,18 @@ impl BlockType {
     /// Bytes of a block.
     pub fn type_size(self) -> usize {
         self.0.type_size()
+    }
+
+    /// The format whose blocks products read as they are.
+    pub fn kernels(self) -> Option<BlockFormat> {
+        match self.0 {
+            GgmlDType::Q4_0 => Some(BlockFormat::Q4_0),
+            GgmlDType::Q4_1 => Some(BlockFormat::Q4_1),
+            GgmlDType::Q8_0 => Some(BlockFormat::Q8_0),
+            GgmlDType::Q4K => Some(BlockFormat::Q4K),
+            GgmlDType::Q6K => Some(BlockFormat::Q6K),
+            _ => None,
+        }
     }
 
     /// Widens whole blocks. `bytes` must be aligned to 4 bytes, as GGUF guarantees.

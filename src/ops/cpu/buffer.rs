@@ -16,6 +16,7 @@ const SHARED: usize = 32 << 10;
 
 /// Number types of which all-zero bytes are the zero.
 pub trait Zeroable: Copy + 'static {}
+impl Zeroable for u8 {}
 impl Zeroable for f32 {}
 impl Zeroable for half::bf16 {}
 impl Zeroable for half::f16 {}

@@ -5,7 +5,8 @@
 
 use super::buffer::{Shared, with_scratch};
 use super::isa::Isa;
-use super::pack::{PackedMatrix, PanelElement, Storage, turn};
+use super::pack::{PackedMatrix, turn, with_panels};
+use super::panels::Panels;
 use super::par;
 use super::simd::LANES;
 use super::tile::{DEPTH, Lhs, Mode, Out, Rhs, group_width, product};
@@ -29,11 +30,7 @@ impl PackedMatrix {
         if let Some(bias) = bias {
             assert_eq!(bias.len(), self.out_features, "bias of a linear layer");
         }
-        match &self.storage {
-            Storage::F32(panels) => self.forward_as(isa, panels, x, m, bias, y),
-            Storage::Bf16(panels) => self.forward_as(isa, panels, x, m, bias, y),
-            Storage::F16(panels) => self.forward_as(isa, panels, x, m, bias, y),
-        }
+        with_panels!(self, panels => self.forward_as(isa, panels, x, m, bias, y));
     }
 
     /// `dx (+)= g · W` for `m` rows: g `[m, out]`, dx `[m, in]`; added to dx if `accumulate`.
@@ -44,17 +41,13 @@ impl PackedMatrix {
         let isa = Isa::current();
         assert_eq!(g.len(), m * self.out_features, "gradient of a linear layer");
         assert_eq!(dx.len(), m * self.in_features, "gradient of an input");
-        match &self.storage {
-            Storage::F32(panels) => self.backward_as(isa, panels, g, m, dx, accumulate),
-            Storage::Bf16(panels) => self.backward_as(isa, panels, g, m, dx, accumulate),
-            Storage::F16(panels) => self.backward_as(isa, panels, g, m, dx, accumulate),
-        }
+        with_panels!(self, panels => self.backward_as(isa, panels, g, m, dx, accumulate));
     }
 
-    fn forward_as<E: PanelElement>(
+    fn forward_as<P: Panels>(
         &self,
         isa: Isa,
-        panels: &[E],
+        panels: &P,
         x: &[f32],
         m: usize,
         bias: Option<&[f32]>,
@@ -88,10 +81,10 @@ impl PackedMatrix {
         });
     }
 
-    fn backward_as<E: PanelElement>(
+    fn backward_as<P: Panels>(
         &self,
         isa: Isa,
-        panels: &[E],
+        panels: &P,
         g: &[f32],
         m: usize,
         dx: &mut [f32],
@@ -191,50 +184,56 @@ pub(super) fn blocks(depth: usize, first: Mode) -> impl Iterator<Item = (usize, 
 /// # Safety
 /// `x` has `rows` rows of `k` elements, W has these columns (the first a multiple of 16), `out`
 /// has room for them and no other thread uses it.
-unsafe fn forward_block<E: PanelElement>(
+unsafe fn forward_block<P: Panels>(
     isa: Isa,
-    panels: &[E],
+    panels: &P,
     k: usize,
     x: Lhs,
     rows: usize,
     columns: Range<usize>,
     out: Out,
 ) {
+    // SAFETY: the caller's promise.
+    if unsafe { panels.few(isa, columns.clone(), rows, x, out) } {
+        return;
+    }
     let width = group_width(isa, rows, columns.len());
-    let widened = E::NARROW && rows > 8;
-    with_scratch(if widened { width * DEPTH } else { 0 }, |wide| {
+    let in_place = panels.in_place(rows);
+    let wide = if in_place.is_some() { 0 } else { width * DEPTH };
+    with_scratch(wide, |wide| {
         for first in columns.clone().step_by(width) {
             let count = width.min(columns.end - first);
+            let panel = first / LANES;
             for (start, depth, mode) in blocks(k, out.mode) {
                 let lhs = x.from(start);
-                let next = match start + depth < k {
-                    true => (first / LANES * k + start + depth) * LANES,
-                    false => (first + width) / LANES * k * LANES,
-                };
+                let terms = start..start + depth;
                 let out = Out {
                     start: out.start.wrapping_add(first - columns.start),
                     mode,
                     ..out
                 };
-                let panel = |index: usize| {
-                    &panels[((first / LANES + index) * k + start) * LANES..][..depth * LANES]
-                };
                 // SAFETY: rows, columns and terms exist by the caller's promise.
                 unsafe {
-                    if widened {
-                        for index in 0..count.div_ceil(LANES) {
-                            let wide = &mut wide[index * depth * LANES..][..depth * LANES];
-                            E::widen(isa, panel(index), wide);
-                        }
-                        let rhs = Rhs::panels(wide, depth);
-                        product(isa, rows, count, depth, lhs, rhs, out);
-                    } else {
+                    if let Some(panels) = in_place {
+                        let next = match start + depth < k {
+                            true => (panel * k + start + depth) * LANES,
+                            false => (first + width) / LANES * k * LANES,
+                        };
+                        let last = panel + count.div_ceil(LANES) - 1;
+                        assert!(panels.len() >= (last * k + terms.end) * LANES);
                         let rhs = Rhs {
-                            start: panel(0).as_ptr(),
+                            start: panels.as_ptr().add((panel * k + start) * LANES),
                             panel: k * LANES,
                             step: LANES,
                             next: panels.as_ptr().wrapping_add(next),
                         };
+                        product(isa, rows, count, depth, lhs, rhs, out);
+                    } else {
+                        for index in 0..count.div_ceil(LANES) {
+                            let wide = &mut wide[index * depth * LANES..][..depth * LANES];
+                            panels.widen(isa, panel + index, terms.clone(), wide);
+                        }
+                        let rhs = Rhs::panels(wide, depth);
                         product(isa, rows, count, depth, lhs, rhs, out);
                     }
                 }
@@ -252,9 +251,9 @@ unsafe fn forward_block<E: PanelElement>(
 /// `g` has `rows` rows of `terms`, the first a multiple of [`DEPTH`], which W has as outputs, and
 /// W has `columns` as inputs; `out` has room for them and no other thread uses it.
 #[allow(clippy::too_many_arguments)]
-unsafe fn backward_block<E: PanelElement>(
+unsafe fn backward_block<P: Panels>(
     isa: Isa,
-    panels: &[E],
+    panels: &P,
     k: usize,
     g: Lhs,
     rows: usize,
@@ -274,10 +273,10 @@ unsafe fn backward_block<E: PanelElement>(
                     let inputs = LANES.min(k - column);
                     for source in 0..sources {
                         let term = (terms.start + start) / LANES + source;
-                        E::transpose(
+                        panels.turn(
                             isa,
-                            &panels[(term * k + column) * LANES..][..inputs * LANES],
-                            inputs,
+                            term,
+                            column..column + inputs,
                             &mut turned[(index * panel + source * LANES) * LANES..]
                                 [..LANES * LANES],
                         );
@@ -370,7 +369,7 @@ pub(super) fn copy_panels(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_near, noise, on_threads};
+    use super::super::testing::{assert_near, assert_products, noise, on_threads};
     use super::*;
     use crate::ops::cpu::Weight;
     use half::{bf16, f16};
@@ -448,35 +447,10 @@ mod tests {
     }
 
     fn bits_do_not_depend_on_the_company<T: Weight>(convert: impl Fn(f32) -> T) {
-        let (m, n, k) = (37, 300, 1000);
+        let (n, k) = (300, 1000);
         let w: Vec<T> = noise(n * k, 7).into_iter().map(convert).collect();
-        let (x, g) = (noise(m * k, 8), noise(m * n, 9));
-        let packed = PackedMatrix::pack(&w, n, k);
         let wide: Vec<f32> = w.iter().map(|&w| w.to_f32()).collect();
-        assert_eq!(packed.unpack(), wide);
-        let reference = PackedMatrix::pack(&wide, n, k);
-        let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
-        reference.forward(&x, m, None, &mut y);
-        reference.backward(&g, m, &mut dx, false);
-        for isa in Isa::available() {
-            for rows in [1, 2, 3, 4, 5, 7, 8, 11, 37] {
-                let (mut part, mut dpart) = (vec![0.0; rows * n], vec![0.0; rows * k]);
-                isa.with(|| {
-                    packed.forward(&x[..rows * k], rows, None, &mut part);
-                    packed.backward(&g[..rows * n], rows, &mut dpart, false);
-                });
-                assert_eq!(part, y[..rows * n], "{isa:?}, {rows} rows");
-                assert_eq!(dpart, dx[..rows * k], "{isa:?}, {rows} rows");
-            }
-        }
-        for threads in [1, 2, 5] {
-            on_threads(threads, || {
-                let (mut y2, mut dx2) = (vec![0.0; m * n], vec![0.0; m * k]);
-                packed.forward(&x, m, None, &mut y2);
-                packed.backward(&g, m, &mut dx2, false);
-                assert_eq!((y2, dx2), (y.clone(), dx.clone()), "{threads} threads");
-            });
-        }
+        assert_products(&PackedMatrix::pack(&w, n, k), &wide);
     }
 
     #[test]

@@ -1,16 +1,22 @@
 //! Weights in panels of sixteen outputs: what one vector of the micro-kernel reads.
 
+use super::blocks::{BlockFormat, BlockPanels};
 use super::buffer::AlignedVec;
 use super::isa::{Isa, dispatch};
+use super::mapped::MappedRows;
+use super::panels::Panels;
 use super::par;
 use super::simd::{LANES, Simd};
 use super::tile::Element;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
-/// A matrix W of shape [out, in], stored as panels `[ceil(out / 16)][in][16]` in `f32`, `bf16` or
-/// `f16`; missing outputs of the last panel are zero.
+/// A matrix W of shape [out, in] for products: panels `[ceil(out / 16)][in][16]` in `f32`, `bf16` or
+/// `f16`, missing outputs of the last panel zero; or panels of quantised blocks; or rows in two bytes
+/// that stay in a mapped file.
 ///
-/// Both directions of a linear layer read the same storage, see `forward` and `backward`.
+/// Both directions of a linear layer read the same storage, see `forward` and `backward`, and all
+/// storages of the same numbers give the same bits.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     pub(super) storage: Storage,
@@ -23,7 +29,46 @@ pub enum Storage {
     F32(AlignedVec<f32>),
     Bf16(AlignedVec<bf16>),
     F16(AlignedVec<f16>),
+    Blocks(BlockPanels),
+    MappedBf16(MappedRows<bf16>),
+    MappedF16(MappedRows<f16>),
 }
+
+/// Runs `$then` with `$panels` bound to the [`Panels`] of a [`PackedMatrix`].
+macro_rules! with_panels {
+    ($matrix:expr, $panels:ident => $then:expr) => {{
+        use $crate::ops::cpu::blocks::{BlockFormat, Q4_0, Q4_1, Q4K, Q6K, Q8_0, with_format};
+        use $crate::ops::cpu::{grouped::Grouped, pack::Storage, panels::Plain};
+        let in_features = $matrix.in_features;
+        match &$matrix.storage {
+            Storage::F32(panels) => {
+                let $panels = &Plain { panels, in_features };
+                $then
+            }
+            Storage::Bf16(panels) => {
+                let $panels = &Plain { panels, in_features };
+                $then
+            }
+            Storage::F16(panels) => {
+                let $panels = &Plain { panels, in_features };
+                $then
+            }
+            Storage::Blocks(blocks) => with_format!(blocks.format, F => {
+                let $panels = &Grouped(&blocks.view::<F>());
+                $then
+            }),
+            Storage::MappedBf16(rows) => {
+                let $panels = &Grouped(rows);
+                $then
+            }
+            Storage::MappedF16(rows) => {
+                let $panels = &Grouped(rows);
+                $then
+            }
+        }
+    }};
+}
+pub(super) use with_panels;
 
 /// Number types which a [`PackedMatrix`] can store.
 pub trait Weight: Element {
@@ -67,7 +112,43 @@ impl PackedMatrix {
         }
     }
 
-    /// Replace all weights in place, rounded to the stored type: for weights that train.
+    /// Interleave the rows `[out_features][in_features / block]` of a GGUF file's quantised matrix.
+    ///
+    /// # Panics
+    /// When `in_features` is not a multiple of the block or `rows` has not so many bytes.
+    pub fn pack_blocks(
+        format: BlockFormat,
+        rows: &[u8],
+        out_features: usize,
+        in_features: usize,
+    ) -> Self {
+        Self {
+            storage: Storage::Blocks(BlockPanels::pack(format, rows, out_features, in_features)),
+            out_features,
+            in_features,
+        }
+    }
+
+    /// A matrix that stays in its file.
+    pub fn mapped_bf16(rows: MappedRows<bf16>) -> Self {
+        Self {
+            out_features: rows.out_features,
+            in_features: rows.in_features,
+            storage: Storage::MappedBf16(rows),
+        }
+    }
+
+    /// As [`PackedMatrix::mapped_bf16`].
+    pub fn mapped_f16(rows: MappedRows<f16>) -> Self {
+        Self {
+            out_features: rows.out_features,
+            in_features: rows.in_features,
+            storage: Storage::MappedF16(rows),
+        }
+    }
+
+    /// Replace all weights: in place and rounded to the stored type where that is plain numbers, which
+    /// weights that train are; else the matrix becomes f32.
     ///
     /// # Panics
     /// When the number of elements is not `out_features · in_features`.
@@ -78,6 +159,9 @@ impl PackedMatrix {
             Storage::F32(packed) => fill(packed, rows, n, k),
             Storage::Bf16(packed) => fill_narrow(packed, rows, n, k, bf16::from_f32),
             Storage::F16(packed) => fill_narrow(packed, rows, n, k, f16::from_f32),
+            Storage::Blocks(_) | Storage::MappedBf16(_) | Storage::MappedF16(_) => {
+                *self = Self::pack(rows, n, k);
+            }
         }
     }
 
@@ -91,22 +175,38 @@ impl PackedMatrix {
         self.in_features
     }
 
-    /// Bytes of memory held by the weights.
+    /// Bytes of memory held by the weights; of those in a mapped file, their bytes there.
     pub fn bytes(&self) -> usize {
         match &self.storage {
             Storage::F32(panels) => size_of_val(&panels[..]),
             Storage::Bf16(panels) => size_of_val(&panels[..]),
             Storage::F16(panels) => size_of_val(&panels[..]),
+            Storage::Blocks(blocks) => blocks.bytes(),
+            Storage::MappedBf16(rows) => size_of_val(rows.elements()),
+            Storage::MappedF16(rows) => size_of_val(rows.elements()),
         }
     }
 
     /// W as row-major `f32`, shape [out_features, in_features].
     pub fn unpack(&self) -> Vec<f32> {
-        let mut rows = vec![0.0; self.out_features * self.in_features];
-        if self.in_features > 0 {
-            for (index, row) in rows.chunks_exact_mut(self.in_features).enumerate() {
-                self.row(index, row);
-            }
+        let (n, k) = (self.out_features, self.in_features);
+        let mut rows = vec![0.0; n * k];
+        if k > 0 {
+            let isa = Isa::current();
+            with_panels!(self, panels => {
+                rows.par_chunks_mut(LANES * k).enumerate().for_each(|(panel, rows)| {
+                    // As many inputs at a time as stay in the cache, whole blocks of them.
+                    let mut wide = [0.0; LANES * 64];
+                    for start in (0..k).step_by(64) {
+                        let terms = start..(start + 64).min(k);
+                        let wide = &mut wide[..terms.len() * LANES];
+                        panels.widen(isa, panel, terms.clone(), wide);
+                        for (lane, row) in rows.chunks_exact_mut(k).enumerate() {
+                            gather(wide, lane, &mut row[terms.clone()]);
+                        }
+                    }
+                });
+            });
         }
         rows
     }
@@ -116,20 +216,41 @@ impl PackedMatrix {
     /// # Panics
     /// When `index` is not below `out_features` or `out` has not `in_features` elements.
     pub fn row(&self, index: usize, out: &mut [f32]) {
+        let k = self.in_features;
         assert!(index < self.out_features, "row {index} of a packed matrix");
-        assert_eq!(out.len(), self.in_features, "row length");
-        fn gather<T: Weight>(panels: &[T], index: usize, out: &mut [f32]) {
-            let start = index / LANES * out.len() * LANES + index % LANES;
-            let column = panels[start..].iter().step_by(LANES);
-            for (out, x) in out.iter_mut().zip(column) {
-                *out = x.to_f32();
+        assert_eq!(out.len(), k, "row length");
+        let (panel, lane) = (index / LANES, index % LANES);
+        let plain = panel * k * LANES..(panel + 1) * k * LANES;
+        match &self.storage {
+            Storage::F32(panels) => gather(&panels[plain], lane, out),
+            Storage::Bf16(panels) => gather(&panels[plain], lane, out),
+            Storage::F16(panels) => gather(&panels[plain], lane, out),
+            Storage::MappedBf16(rows) => gather_row(&rows.elements()[index * k..], out),
+            Storage::MappedF16(rows) => gather_row(&rows.elements()[index * k..], out),
+            Storage::Blocks(_) => {
+                let isa = Isa::current();
+                let mut wide = [0.0; LANES * LANES];
+                with_panels!(self, panels => {
+                    for (group, out) in out.chunks_exact_mut(LANES).enumerate() {
+                        panels.widen(isa, panel, group * LANES..(group + 1) * LANES, &mut wide);
+                        gather(&wide, lane, out);
+                    }
+                });
             }
         }
-        match &self.storage {
-            Storage::F32(panels) => gather(panels, index, out),
-            Storage::Bf16(panels) => gather(panels, index, out),
-            Storage::F16(panels) => gather(panels, index, out),
-        }
+    }
+}
+
+/// Lane `lane` of every vector of sixteen.
+fn gather<T: Weight>(vectors: &[T], lane: usize, out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(vectors[lane..].iter().step_by(LANES)) {
+        *out = x.to_f32();
+    }
+}
+
+fn gather_row<T: Weight>(row: &[T], out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(row) {
+        *out = x.to_f32();
     }
 }
 
@@ -145,7 +266,6 @@ fn fill_narrow<T: Copy + Send + Sync, U: Copy + Send + Sync>(
     k: usize,
     narrow: impl Fn(T) -> U + Sync,
 ) {
-    use rayon::prelude::*;
     if k == 0 {
         return;
     }
@@ -171,45 +291,6 @@ fn fill_narrow<T: Copy + Send + Sync, U: Copy + Send + Sync>(
             .par_chunks_exact_mut(size)
             .enumerate()
             .for_each(pack_panel);
-    }
-}
-
-/// Widen `count` vectors of sixteen.
-#[inline(always)]
-fn widen_generic<S: Simd, E: Element>(s: S, from: &[E], to: &mut [f32]) {
-    assert!(from.len() == to.len() && to.len().is_multiple_of(LANES));
-    for i in (0..to.len()).step_by(LANES) {
-        // SAFETY: i + 16 ≤ both lengths by the assertion.
-        unsafe {
-            let v = E::load(s, from.as_ptr().add(i));
-            s.store_ptr(to.as_mut_ptr().add(i), v);
-        }
-    }
-}
-
-/// From a panel, 16 outputs × `depth` inputs, to its transpose: for up to 16 inputs one vector of
-/// outputs each becomes for 16 outputs one vector of inputs each.
-#[inline(always)]
-fn transpose_generic<S: Simd, E: Element>(s: S, from: &[E], inputs: usize, to: &mut [f32]) {
-    assert!(inputs <= LANES && from.len() >= inputs * LANES && to.len() >= LANES * LANES);
-    let mut block = [s.zero(); LANES];
-    if inputs == LANES {
-        for i in 0..LANES {
-            // SAFETY: (i + 1)·16 ≤ 256 = inputs·16 ≤ from.len().
-            block[i] = unsafe { E::load(s, from.as_ptr().add(i * LANES)) };
-        }
-    } else {
-        for i in 0..LANES {
-            if i < inputs {
-                // SAFETY: (i + 1)·16 ≤ inputs·16 ≤ from.len().
-                block[i] = unsafe { E::load(s, from.as_ptr().add(i * LANES)) };
-            }
-        }
-    }
-    s.transpose(&mut block);
-    for (i, row) in block.iter().enumerate() {
-        // SAFETY: (i + 1)·16 ≤ 256 ≤ to.len().
-        unsafe { s.store_ptr(to.as_mut_ptr().add(i * LANES), *row) };
     }
 }
 
@@ -289,49 +370,3 @@ fn turn_generic<S: Simd>(
 
 dispatch! { pub(super) fn turn(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mut [f32], to_stride: usize) = turn_generic }
 dispatch! { pub(super) fn pack_rows(rows: &[f32], stride: usize, n: usize, k: usize, panels: &mut [f32]) = pack_rows_generic }
-dispatch! { fn widen_f32(from: &[f32], to: &mut [f32]) = widen_generic }
-dispatch! { fn widen_bf16(from: &[bf16], to: &mut [f32]) = widen_generic }
-dispatch! { fn widen_f16(from: &[f16], to: &mut [f32]) = widen_generic }
-dispatch! { fn transpose_f32(from: &[f32], inputs: usize, to: &mut [f32]) = transpose_generic }
-dispatch! { fn transpose_bf16(from: &[bf16], inputs: usize, to: &mut [f32]) = transpose_generic }
-dispatch! { fn transpose_f16(from: &[f16], inputs: usize, to: &mut [f32]) = transpose_generic }
-
-/// Panel operations of an element type, by instruction set.
-pub(super) trait PanelElement: Element {
-    /// Whether the micro-kernel gains from widened panels when they are read more than once.
-    const NARROW: bool;
-    /// Widen whole vectors.
-    fn widen(isa: Isa, from: &[Self], to: &mut [f32]);
-    /// Write the 16 × `inputs` block at `from` as 16 vectors of inputs, missing inputs zero.
-    fn transpose(isa: Isa, from: &[Self], inputs: usize, to: &mut [f32]);
-}
-
-impl PanelElement for f32 {
-    const NARROW: bool = false;
-    fn widen(isa: Isa, from: &[Self], to: &mut [f32]) {
-        widen_f32(isa, from, to);
-    }
-    fn transpose(isa: Isa, from: &[Self], inputs: usize, to: &mut [f32]) {
-        transpose_f32(isa, from, inputs, to);
-    }
-}
-
-impl PanelElement for bf16 {
-    const NARROW: bool = true;
-    fn widen(isa: Isa, from: &[Self], to: &mut [f32]) {
-        widen_bf16(isa, from, to);
-    }
-    fn transpose(isa: Isa, from: &[Self], inputs: usize, to: &mut [f32]) {
-        transpose_bf16(isa, from, inputs, to);
-    }
-}
-
-impl PanelElement for f16 {
-    const NARROW: bool = true;
-    fn widen(isa: Isa, from: &[Self], to: &mut [f32]) {
-        widen_f16(isa, from, to);
-    }
-    fn transpose(isa: Isa, from: &[Self], inputs: usize, to: &mut [f32]) {
-        transpose_f16(isa, from, inputs, to);
-    }
-}

@@ -4,12 +4,16 @@
 //! number of threads cannot change a bit.
 
 use super::buffer::Shared;
+use super::team;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Floating-point operations below which waking another thread costs more than it brings.
 const WORTH_SHARING: usize = 1_500_000;
+/// The same for a thread that is awake and waits, see [`team`].
+const WORTH_HANDING_OUT: usize = 200_000;
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
@@ -26,7 +30,11 @@ pub fn alone<T>(f: impl FnOnce() -> T) -> T {
 
 /// Number of threads worth using for `flops` operations.
 pub(crate) fn threads_for(flops: usize) -> usize {
-    if flops < WORTH_SHARING || ALONE.get() {
+    let worth = match team::is_led() {
+        true => WORTH_HANDING_OUT,
+        false => WORTH_SHARING,
+    };
+    if flops < worth || ALONE.get() {
         1
     } else {
         rayon::current_num_threads()
@@ -42,7 +50,7 @@ pub(crate) fn run(tasks: usize, threads: usize, task: impl Fn(usize) + Sync) {
     };
     if threads <= 1 || tasks <= 1 {
         (0..tasks).for_each(task);
-    } else {
+    } else if !team::run(tasks, &task) {
         (0..tasks).into_par_iter().with_max_len(1).for_each(task);
     }
 }
@@ -54,10 +62,19 @@ pub fn is_alone() -> bool {
 
 /// `f` of every number below `count`, in order, where each takes some `flops`.
 pub fn map<T: Send>(count: usize, flops: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    match threads_for(count * flops) {
-        1 => (0..count).map(f).collect(),
-        _ => (0..count).into_par_iter().with_max_len(1).map(&f).collect(),
+    let threads = threads_for(count * flops);
+    if threads == 1 {
+        return (0..count).map(f).collect();
     }
+    let results: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
+    run(count, threads, |i| {
+        let result = f(i);
+        *results[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+    });
+    results
+        .into_iter()
+        .filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner))
+        .collect()
 }
 
 /// `f` of every row of `values` and its number, in order; each element takes some `flops`.

@@ -9,6 +9,8 @@ pub const LANES: usize = 16;
 /// An instruction set at work. A value of the type is the proof that the machine has it.
 pub trait Simd: Copy {
     type V: Copy;
+    /// Sixteen bytes.
+    type B: Copy;
 
     fn splat(self, x: f32) -> Self::V;
     /// # Safety
@@ -27,6 +29,19 @@ pub trait Simd: Copy {
     /// # Safety
     /// Sixteen values can be read at `p`.
     unsafe fn load_f16(self, p: *const half::f16) -> Self::V;
+
+    /// # Safety
+    /// Sixteen bytes can be read at `p`.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::B;
+    /// `mask` on every byte.
+    fn bytes_and(self, b: Self::B, mask: u8) -> Self::B;
+    fn bytes_or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Shifts whole words: what comes in from a neighbouring byte is the caller's to mask.
+    fn bytes_shr<const N: i32>(self, b: Self::B) -> Self::B;
+    /// As [`Simd::bytes_shr`], to the left.
+    fn bytes_shl<const N: i32>(self, b: Self::B) -> Self::B;
+    fn widen_u8(self, b: Self::B) -> Self::V;
+    fn widen_i8(self, b: Self::B) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -159,6 +174,7 @@ impl Portable {
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type B = u128;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -189,6 +205,42 @@ impl Simd for Portable {
         // SAFETY: the caller promises sixteen readable values.
         let narrow = unsafe { p.cast::<[half::f16; LANES]>().read_unaligned() };
         narrow.map(|x| x.to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> u128 {
+        // SAFETY: the caller promises sixteen readable bytes.
+        u128::from_le_bytes(unsafe { p.cast::<[u8; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn bytes_and(self, b: u128, mask: u8) -> u128 {
+        b & u128::from_ne_bytes([mask; LANES])
+    }
+
+    #[inline(always)]
+    fn bytes_or(self, a: u128, b: u128) -> u128 {
+        a | b
+    }
+
+    #[inline(always)]
+    fn bytes_shr<const N: i32>(self, b: u128) -> u128 {
+        b >> N
+    }
+
+    #[inline(always)]
+    fn bytes_shl<const N: i32>(self, b: u128) -> u128 {
+        b << N
+    }
+
+    #[inline(always)]
+    fn widen_u8(self, b: u128) -> Self::V {
+        b.to_le_bytes().map(f32::from)
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, b: u128) -> Self::V {
+        b.to_le_bytes().map(|x| f32::from(x.cast_signed()))
     }
 
     #[inline(always)]

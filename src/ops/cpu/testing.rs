@@ -1,5 +1,8 @@
 //! What the tests of the kernels share.
 
+use super::isa::Isa;
+use super::pack::PackedMatrix;
+
 /// Values of both signs between −1 and 1, the same on every run.
 pub(super) fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
@@ -30,4 +33,40 @@ pub(super) fn on_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) 
         .build()
         .expect("a thread pool")
         .install(f)
+}
+
+/// Products with `matrix` have the bits of those with the same numbers in f32, for any number of rows,
+/// on every instruction set and any number of threads.
+#[track_caller]
+pub(super) fn assert_products(matrix: &PackedMatrix, wide: &[f32]) {
+    let (n, k, m) = (matrix.out_features(), matrix.in_features(), 37);
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&matrix.unpack()), bits(wide));
+    let (mut row, last) = (vec![0.0; k], n - 1);
+    matrix.row(last, &mut row);
+    assert_eq!(bits(&row), bits(&wide[last * k..]));
+    let (x, g, bias) = (noise(m * k, 8), noise(m * n, 9), noise(n, 10));
+    let reference = PackedMatrix::pack(wide, n, k);
+    let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
+    reference.forward(&x, m, Some(&bias), &mut y);
+    reference.backward(&g, m, &mut dx, false);
+    for isa in Isa::available() {
+        for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 37] {
+            let (mut part, mut dpart) = (vec![0.0; rows * n], vec![0.0; rows * k]);
+            isa.with(|| {
+                matrix.forward(&x[..rows * k], rows, Some(&bias), &mut part);
+                matrix.backward(&g[..rows * n], rows, &mut dpart, false);
+            });
+            assert_eq!(part, y[..rows * n], "{isa:?}, {rows} rows");
+            assert_eq!(dpart, dx[..rows * k], "{isa:?}, {rows} rows");
+        }
+    }
+    for threads in [1, 2, 5] {
+        on_threads(threads, || {
+            let (mut y2, mut dx2) = (vec![0.0; m * n], vec![0.0; m * k]);
+            matrix.forward(&x, m, Some(&bias), &mut y2);
+            matrix.backward(&g, m, &mut dx2, false);
+            assert_eq!((y2, dx2), (y.clone(), dx.clone()), "{threads} threads");
+        });
+    }
 }

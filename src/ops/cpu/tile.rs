@@ -167,15 +167,7 @@ unsafe fn tile<S: Simd, E: Element, const M: usize, const N: usize>(s: S, t: &Ti
             for j in 0..N {
                 let p = t.out.start.add(i * t.out.row + j * LANES);
                 let width = if j + 1 < N { LANES } else { t.last };
-                let mut sum = sums[i][j];
-                if t.out.mode == Mode::Add {
-                    sum = s.add(load_columns(s, p, width), sum);
-                }
-                if width == LANES {
-                    s.store_ptr(p, sum);
-                } else {
-                    s.store_part(std::slice::from_raw_parts_mut(p, width), sum);
-                }
+                store_columns(s, p, width, t.out.mode, sums[i][j]);
             }
         }
     }
@@ -191,6 +183,31 @@ unsafe fn load_columns<S: Simd>(s: S, p: *const f32, width: usize) -> S::V {
             s.load_ptr(p)
         } else {
             s.load_part(std::slice::from_raw_parts(p, width), 0.0)
+        }
+    }
+}
+
+/// Put a sum into the result, added to what is there with [`Mode::Add`].
+///
+/// # Safety
+/// `width` floats can be read and written at `p`.
+#[inline(always)]
+pub(crate) unsafe fn store_columns<S: Simd>(
+    s: S,
+    p: *mut f32,
+    width: usize,
+    mode: Mode,
+    mut sum: S::V,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if mode == Mode::Add {
+            sum = s.add(load_columns(s, p, width), sum);
+        }
+        if width == LANES {
+            s.store_ptr(p, sum);
+        } else {
+            s.store_part(std::slice::from_raw_parts_mut(p, width), sum);
         }
     }
 }

@@ -6,6 +6,36 @@
 use super::simd::{LANES, Simd};
 use std::arch::x86_64::*;
 
+/// Operations on sixteen bytes, which are the same instructions with AVX2 and with AVX-512.
+macro_rules! bytes {
+    () => {
+        #[inline(always)]
+        unsafe fn load_bytes(self, p: *const u8) -> __m128i {
+            unsafe { _mm_loadu_si128(p.cast()) }
+        }
+
+        #[inline(always)]
+        fn bytes_and(self, b: __m128i, mask: u8) -> __m128i {
+            unsafe { _mm_and_si128(b, _mm_set1_epi8(mask.cast_signed())) }
+        }
+
+        #[inline(always)]
+        fn bytes_or(self, a: __m128i, b: __m128i) -> __m128i {
+            unsafe { _mm_or_si128(a, b) }
+        }
+
+        #[inline(always)]
+        fn bytes_shr<const N: i32>(self, b: __m128i) -> __m128i {
+            unsafe { _mm_srli_epi16::<N>(b) }
+        }
+
+        #[inline(always)]
+        fn bytes_shl<const N: i32>(self, b: __m128i) -> __m128i {
+            unsafe { _mm_slli_epi16::<N>(b) }
+        }
+    };
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -22,6 +52,7 @@ impl Avx512 {
 // covered by the contract of the method.
 impl Simd for Avx512 {
     type V = __m512;
+    type B = __m128i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -49,6 +80,18 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(self, p: *const half::f16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    bytes!();
+
+    #[inline(always)]
+    fn widen_u8(self, b: __m128i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b)) }
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, b: __m128i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)) }
     }
 
     #[inline(always)]
@@ -165,6 +208,7 @@ pub(crate) struct Pair(__m256, __m256);
 // pointers are covered by the contract of the method.
 impl Simd for Avx2 {
     type V = Pair;
+    type B = __m128i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {
@@ -203,6 +247,28 @@ impl Simd for Avx2 {
             Pair(
                 _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
                 _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())),
+            )
+        }
+    }
+
+    bytes!();
+
+    #[inline(always)]
+    fn widen_u8(self, b: __m128i) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(b))),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, b: __m128i) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(b))),
             )
         }
     }
