@@ -37,6 +37,9 @@ pub struct GlobalArgs {
     /// Number format of the frozen weights in memory: auto, f32, bf16 or f16
     #[arg(long, global = true, value_name = "DTYPE")]
     pub dtype: Option<WeightDtype>,
+    /// Leave bf16 and f16 weights in their file instead of copying them: slower, but no memory of one's own
+    #[arg(long, global = true)]
+    pub mmap: bool,
     /// Key of every random draw
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,

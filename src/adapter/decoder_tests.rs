@@ -43,6 +43,7 @@ fn exact() -> Placement {
         device: Device::Cpu,
         dtype: DType::F64,
         as_stored: false,
+        mmap: false,
     }
 }
 

@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::adapter::{Adapter, AdapterSource, ModuleKind, SvdCache};
 use crate::cli::GlobalArgs;
-use crate::config::{Config, ModelSection, WeightDtype};
-use crate::model::{Dtype, LoadOptions, Model, OpenOptions};
+use crate::config::{Config, ModelSection};
+use crate::model::{LoadOptions, Model, OpenOptions};
 use crate::run::progress::Progress;
 use crate::run::{checkpoint, directory};
 use crate::{Error, Result};
@@ -134,12 +134,8 @@ pub fn load_model(
     let random = run.filter(|(section, _)| section.random_init);
     let options = LoadOptions {
         device: device.unwrap_or_default().open()?,
-        dtype: match dtype.unwrap_or_default() {
-            WeightDtype::Auto => None,
-            WeightDtype::F32 => Some(Dtype::F32),
-            WeightDtype::Bf16 => Some(Dtype::Bf16),
-            WeightDtype::F16 => Some(Dtype::F16),
-        },
+        dtype: dtype.unwrap_or_default().to_dtype(),
+        mmap: global.mmap || run.is_some_and(|(section, _)| section.mmap),
         open: OpenOptions {
             quiet: global.quiet,
             random_init: random.map(|(_, seed)| seed),

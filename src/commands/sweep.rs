@@ -112,6 +112,7 @@ fn overrides(args: &SweepArgs, global: &GlobalArgs) -> Result<Vec<String>> {
     let mut overrides = args.overrides.clone();
     overrides.extend(global.device.map(|d| format!("model.device={d}")));
     overrides.extend(global.dtype.map(|d| format!("model.dtype={}", d.name())));
+    overrides.extend(global.mmap.then(|| "model.mmap=true".to_owned()));
     Ok(overrides)
 }
 

@@ -149,6 +149,7 @@ fn overrides(args: &TrainArgs, global: &GlobalArgs) -> Vec<String> {
     let mut overrides = args.overrides.clone();
     overrides.extend(global.device.map(|d| format!("model.device={d}")));
     overrides.extend(global.dtype.map(|d| format!("model.dtype={}", d.name())));
+    overrides.extend(global.mmap.then(|| "model.mmap=true".to_owned()));
     overrides.extend(global.seed.map(|s| format!("train.seed={s}")));
     overrides
 }

@@ -207,6 +207,7 @@ fn the_gradient_is_that_of_the_loss_by_finite_differences() {
             device: candle_core::Device::Cpu,
             dtype: DType::F64,
             as_stored: false,
+            mmap: false,
         };
         let world = World::new(portable, config);
         let mut trainer = world.trainer();

@@ -63,9 +63,11 @@ pub struct Placement {
     pub device: Device,
     /// Dtype of the matrices on the CPU backend; of everything on the portable one.
     pub dtype: DType,
-    /// On the CPU backend, keep matrices in the bytes of their file where products can use them:
-    /// quantised blocks, and two-byte floats, which stay in the file. The numbers are those of `dtype`.
+    /// On the CPU backend, keep quantised blocks that products can read as they are; the numbers are those
+    /// of the file.
     pub as_stored: bool,
+    /// On the CPU backend, leave two-byte floats of this dtype in their file.
+    pub mmap: bool,
 }
 
 /// One decoder block.
@@ -208,6 +210,7 @@ impl Placement {
             device: Device::Cpu,
             dtype,
             as_stored: false,
+            mmap: false,
         }
     }
 
@@ -241,7 +244,13 @@ impl Placement {
             return Ok(Matrix::Dense(dense.to_dtype(self.dtype)?));
         }
         if self.as_stored
-            && let Some(matrix) = raw.as_stored(name)?
+            && let Some(matrix) = raw.blocks(name)?
+        {
+            return Ok(Matrix::Packed(matrix));
+        }
+        if self.mmap
+            && let Some(matrix) = raw.mapped(name)?
+            && (self.as_stored || matrix.dtype() == self.dtype)
         {
             return Ok(Matrix::Packed(matrix));
         }

@@ -17,6 +17,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// Dtype of the matrices in memory; `None` keeps the checkpoint's.
     pub dtype: Option<Dtype>,
+    /// Leave two-byte matrices in their file where they are already of the dtype wanted.
+    pub mmap: bool,
     /// Candle operations even on the CPU: what runs on a GPU, for tests.
     pub portable: bool,
     pub open: OpenOptions,
@@ -27,6 +29,7 @@ impl Default for LoadOptions {
         Self {
             device: Device::Cpu,
             dtype: None,
+            mmap: false,
             portable: false,
             open: OpenOptions::default(),
         }
@@ -92,6 +95,11 @@ fn placement(options: &LoadOptions, stored: Dtype) -> Result<Placement> {
             "dtype f16 overflows in training on a GPU: use --dtype bf16 or f32",
         ));
     }
+    if !cpu && options.mmap {
+        return Err(Error::config(
+            "mmap leaves the weights in a file on the CPU's side: leave it out, or use --device cpu",
+        ));
+    }
     let backend = if cpu && !options.portable {
         Backend::Cpu
     } else {
@@ -107,5 +115,6 @@ fn placement(options: &LoadOptions, stored: Dtype) -> Result<Placement> {
         device: options.device.clone(),
         dtype,
         as_stored: options.dtype.is_none(),
+        mmap: options.mmap,
     })
 }

@@ -51,6 +51,7 @@ fn portable(dtype: DType) -> Placement {
         device: Device::Cpu,
         dtype,
         as_stored: false,
+        mmap: false,
     }
 }
 

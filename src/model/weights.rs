@@ -198,41 +198,55 @@ impl RawWeights {
         })
     }
 
-    /// A matrix for products in the bytes that it is stored in: quantised blocks interleaved in memory,
-    /// two-byte floats where they are. `None` for formats and layouts that have to be copied.
-    pub fn as_stored(&self, name: &str) -> Result<Option<PackedMatrix>> {
+    /// A quantised matrix for products, its blocks interleaved in memory. `None` for other encodings and
+    /// for formats without kernels.
+    pub fn blocks(&self, name: &str) -> Result<Option<PackedMatrix>> {
         let entry = self.entry(name)?;
-        let (
-            &[out, input],
-            &Location::File {
-                file,
-                offset,
-                encoding,
-                interleaved_heads,
-                ..
-            },
-        ) = (&entry.shape[..], &entry.location)
+        let &[out, input] = &entry.shape[..] else {
+            return Ok(None);
+        };
+        let Location::File {
+            encoding: Encoding::Blocks(block),
+            interleaved_heads,
+            ..
+        } = entry.location
         else {
             return Ok(None);
         };
-        let map = |file: usize| self.files[file].bytes.clone();
-        Ok(match (encoding, interleaved_heads) {
-            (Encoding::Blocks(block), heads) => block.kernels().map(|format| {
-                let bytes = self.stored(name, entry)?;
-                let row = bytes.len() / out.max(1);
-                let rows = match heads {
-                    Some(heads) => Cow::Owned(split_halves(bytes, heads, row)),
-                    None => Cow::Borrowed(bytes),
-                };
-                Ok::<_, Error>(PackedMatrix::pack_blocks(format, &rows, out, input))
-            }),
-            (Encoding::Plain(Dtype::Bf16), None) => MappedRows::new(map(file), offset, out, input)
-                .map(|rows| Ok(PackedMatrix::mapped_bf16(rows))),
-            (Encoding::Plain(Dtype::F16), None) => MappedRows::new(map(file), offset, out, input)
-                .map(|rows| Ok(PackedMatrix::mapped_f16(rows))),
-            _ => None,
-        }
-        .transpose()?)
+        let Some(format) = block.kernels() else {
+            return Ok(None);
+        };
+        let bytes = self.stored(name, entry)?;
+        let rows = match interleaved_heads {
+            Some(heads) => Cow::Owned(split_halves(bytes, heads, bytes.len() / out)),
+            None => Cow::Borrowed(bytes),
+        };
+        Ok(Some(PackedMatrix::pack_blocks(format, &rows, out, input)))
+    }
+
+    /// A matrix of two-byte floats for products, left in its file. `None` for other encodings and for
+    /// layouts that products cannot read.
+    pub fn mapped(&self, name: &str) -> Result<Option<PackedMatrix>> {
+        let entry = self.entry(name)?;
+        let &[out, input] = &entry.shape[..] else {
+            return Ok(None);
+        };
+        let Location::File {
+            file,
+            offset,
+            encoding: Encoding::Plain(dtype),
+            interleaved_heads: None,
+            ..
+        } = entry.location
+        else {
+            return Ok(None);
+        };
+        let file = Arc::clone(&self.files[file].bytes);
+        Ok(match dtype {
+            Dtype::Bf16 => MappedRows::new(file, offset, out, input).map(PackedMatrix::mapped_bf16),
+            Dtype::F16 => MappedRows::new(file, offset, out, input).map(PackedMatrix::mapped_f16),
+            Dtype::F32 => None,
+        })
     }
 
     /// As [`RawWeights::get`], widened to f32.

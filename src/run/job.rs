@@ -171,6 +171,7 @@ pub fn load_model(config: &Config, pretrained: Pretrained, quiet: bool) -> Resul
     let options = LoadOptions {
         device: config.model.device.open()?,
         dtype: config.model.dtype.to_dtype(),
+        mmap: config.model.mmap,
         open: open_options(config, quiet),
         ..LoadOptions::default()
     };

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use tinylora::model::{Arch, Dtype, ModelConfig, RopeScaling};
+use tinylora::model::{Arch, Dtype, LoadOptions, ModelConfig, RopeScaling};
 
-use crate::support::{TOKENIZERS, Tensors, config, config_json, open, refusal, strings, tensors};
+use crate::support::{
+    TOKENIZERS, Tensors, config, config_json, load, logits, open, refusal, strings, tensors,
+    weight_bytes,
+};
 
 /// A metadata value as it is written.
 #[derive(Clone)]
@@ -314,6 +317,23 @@ fn configuration_and_weights_are_those_of_the_directory() {
             }
             assert_eq!(checkpoint.weights.hash().unwrap().len(), 64);
         }
+    }
+}
+
+#[test]
+fn blocks_are_kept_and_give_the_bits_of_the_widened_file() {
+    for (arch, pre) in [(Arch::Llama, "smollm"), (Arch::Qwen2, "qwen2")] {
+        let (_dir, path) = gguf(arch, pre, quantised).write();
+        let kept = load(&path, LoadOptions::default());
+        let widened = load(
+            &path,
+            LoadOptions {
+                dtype: Some(Dtype::F32),
+                ..LoadOptions::default()
+            },
+        );
+        assert!(weight_bytes(&kept) * 3 < weight_bytes(&widened));
+        assert_eq!(logits(&kept), logits(&widened));
     }
 }
 

@@ -8,7 +8,11 @@ use safetensors::{Dtype as StDtype, View};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinylora::Error;
-use tinylora::model::{Arch, Checkpoint, ModelConfig, OpenOptions, expected_tensors};
+use tinylora::model::{
+    Arch, Checkpoint, LoadOptions, Model, ModelConfig, OpenOptions, Weight, expected_tensors,
+};
+use tinylora::ops::Span;
+use tinylora::ops::linear::Matrix;
 
 /// `tests/fixtures/checkpoint/tokenizers.json`.
 pub static TOKENIZERS: LazyLock<Value> = LazyLock::new(|| {
@@ -219,4 +223,36 @@ pub fn tokenizer_json() -> Value {
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
                   "byte_fallback": false, "vocab": vocab, "merges": merges},
     })
+}
+
+pub fn load(source: &Path, options: LoadOptions) -> Model {
+    Model::load(&source.display().to_string(), &options).expect("loaded")
+}
+
+/// Bytes in which a model holds its matrices.
+pub fn weight_bytes(model: &Model) -> usize {
+    let matrices = model.decoder.weights.named();
+    let sizes = matrices.iter().map(|(_, weight)| match weight {
+        Weight::Matrix(Matrix::Packed(matrix)) => matrix.bytes(),
+        _ => 0,
+    });
+    sizes.sum()
+}
+
+/// Bits of the logits after some tokens.
+pub fn logits(model: &Model) -> Vec<u32> {
+    let decoder = &model.decoder;
+    let mut cache = decoder.new_cache();
+    let tokens = [3, 1, 4, 1, 5];
+    let span = Span {
+        row: 0,
+        len: tokens.len(),
+        slot: cache.alloc(None, tokens.len()),
+        pos: 0,
+    };
+    let hidden = decoder.forward(None, &tokens, &[span], &mut cache, None);
+    let logits = decoder.logits(None, &hidden.expect("hidden states"));
+    let logits = logits.expect("logits").flatten_all().expect("one row");
+    let logits = logits.to_vec1::<f32>().expect("numbers");
+    logits.into_iter().map(f32::to_bits).collect()
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use safetensors::Dtype as StDtype;
 use serde_json::json;
-use tinylora::model::{Arch, Checkpoint, Dtype, OpenOptions, RawTensor};
+use tinylora::model::{Arch, Checkpoint, Dtype, LoadOptions, OpenOptions, RawTensor};
 
-use crate::support::{HfDir, Stored, config, open, refusal, safetensors_bytes, tensors};
+use crate::support::{
+    HfDir, Stored, config, load, logits, open, refusal, safetensors_bytes, tensors,
+};
 
 #[test]
 fn every_dtype_gives_the_written_values() {
@@ -36,6 +38,22 @@ fn every_dtype_gives_the_written_values() {
                     .get("model.layers.9.mlp.up_proj.weight")
                     .is_err()
             );
+        }
+    }
+}
+
+#[test]
+fn weights_left_in_their_file_give_the_same_bits() {
+    for stored in [StDtype::BF16, StDtype::F16, StDtype::F32] {
+        for arch in [Arch::Qwen2, Arch::Llama] {
+            let made = HfDir::new(arch, stored);
+            let source = made.finish();
+            let mapped = LoadOptions {
+                mmap: true,
+                ..LoadOptions::default()
+            };
+            let (mapped, copied) = (load(source, mapped), load(source, LoadOptions::default()));
+            assert_eq!(logits(&mapped), logits(&copied));
         }
     }
 }

@@ -10,7 +10,7 @@
 //! projected eigenproblem is solved in f64.
 
 use super::eigen::symmetric_eigen;
-use crate::ops::cpu::PackedMatrix;
+use crate::ops::cpu::{self, PackedMatrix};
 use crate::ops::random::Stream;
 
 /// Residual ‖Wᵀu − σv‖ that is accepted, relative to the gap that decides how far the subspace
@@ -137,8 +137,8 @@ impl Rows {
         // Cancellation spoils a single pass; a repetition mends it, and three are never needed.
         for _ in 0..3 {
             for q in self.data.chunks_exact(self.n) {
-                let along = dot(&z, q) as f32;
-                z.iter_mut().zip(q).for_each(|(z, q)| *z -= along * q);
+                let along = cpu::dot(&z, q) as f32;
+                cpu::subtract(&mut z, along, q);
             }
             let after = norm(&z);
             // Written so that NaN is dropped too.
@@ -226,7 +226,7 @@ impl Basis {
         let (n, first) = (self.rows.n, self.projected);
         let image = side.back(&side.towards(&self.rows.data[first * n..]));
         for z in image.chunks_exact(n) {
-            let row: Vec<f64> = self.rows.iter().map(|q| dot(z, q)).collect();
+            let row: Vec<f64> = self.rows.iter().map(|q| cpu::dot(z, q)).collect();
             self.operator[..first]
                 .iter_mut()
                 .zip(&row)
@@ -374,28 +374,5 @@ impl Candidate {
 }
 
 fn norm(a: &[f32]) -> f64 {
-    dot(a, a).sqrt()
-}
-
-/// Sixteen f32 sums, emptied into f64 often enough that they lose nothing.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    let mut total = 0.0;
-    for (a, b) in a.chunks(16 * LANES).zip(b.chunks(16 * LANES)) {
-        let mut sums = [0.0f32; LANES];
-        let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-        let (a_tail, b_tail) = (a_lanes.remainder(), b_lanes.remainder());
-        for (x, y) in a_lanes.zip(b_lanes) {
-            for lane in 0..LANES {
-                sums[lane] += x[lane] * y[lane];
-            }
-        }
-        total += sums.iter().map(|&x| f64::from(x)).sum::<f64>();
-        total += a_tail
-            .iter()
-            .zip(b_tail)
-            .map(|(&x, &y)| f64::from(x * y))
-            .sum::<f64>();
-    }
-    total
+    cpu::dot(a, a).sqrt()
 }

@@ -86,6 +86,7 @@ pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let options = LoadOptions {
         device: global.device.unwrap_or_default().open()?,
         dtype: global.dtype.and_then(|dtype| dtype.to_dtype()),
+        mmap: global.mmap,
         open: OpenOptions {
             quiet: global.quiet,
             ..OpenOptions::default()

@@ -33,6 +33,7 @@ mod team;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -52,3 +53,4 @@ pub use rope::{rope, rope_backward};
 pub use scores::{TokenScores, exp_shifted, logits_gradient, token_scores};
 pub use swiglu::{swiglu, swiglu_backward};
 pub use team::team;
+pub use vectors::{dot, subtract};

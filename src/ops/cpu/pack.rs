@@ -8,6 +8,7 @@ use super::panels::Panels;
 use super::par;
 use super::simd::{LANES, Simd};
 use super::tile::Element;
+use candle_core::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -173,6 +174,15 @@ impl PackedMatrix {
     /// Columns of W, which are the features it takes.
     pub fn in_features(&self) -> usize {
         self.in_features
+    }
+
+    /// Format of the numbers that products see.
+    pub fn dtype(&self) -> DType {
+        match &self.storage {
+            Storage::F32(_) | Storage::Blocks(_) => DType::F32,
+            Storage::Bf16(_) | Storage::MappedBf16(_) => DType::BF16,
+            Storage::F16(_) | Storage::MappedF16(_) => DType::F16,
+        }
     }
 
     /// Bytes of memory held by the weights; of those in a mapped file, their bytes there.
