@@ -5,13 +5,14 @@
 
 use super::parallel::Observers;
 use super::recording::Recording;
-use super::sampler::{Draw, Sampled, sample};
+use super::sampler::{Draw, sample};
 use super::{Completion, Engine, FinishReason, Request, SamplingParams};
 use crate::adapter::Adapter;
 use crate::model::{Decoder, GroupInputs, KvCache, SlotId, Tokenizer};
 use crate::ops::{Backend, Span, cpu, cpu_slice};
 use crate::run::signals;
 use crate::{Error, Result};
+use candle_core::{DType, Tensor};
 
 /// Samples from a [`Decoder`] in this process.
 pub struct NativeEngine<'a> {
@@ -216,35 +217,52 @@ impl Batch<'_> {
     ) -> Result<()> {
         loop {
             signals::check()?;
-            self.admit()?;
-            if self.rows.is_empty() {
-                return Ok(());
-            }
+            self.start_waiting()?;
             for row in &self.rows {
                 on_token(row.request, row.sample, &row.tokens);
             }
             self.retire(on_finished)?;
-            self.decode()?;
+            let incoming = self.incoming();
+            if !self.rows.is_empty() || !incoming.is_empty() {
+                self.advance(&incoming)?;
+            } else if self.waiting() == 0 {
+                return Ok(());
+            }
         }
     }
 
-    /// Starts waiting samples while there is room, prefilling the prompts they need together.
-    fn admit(&mut self) -> Result<()> {
-        let room = |batch: &Self| batch.max_batch_size - batch.rows.len();
+    /// Completions that can still join.
+    fn room(&self) -> usize {
+        self.max_batch_size - self.rows.len()
+    }
+
+    /// Samples of prefilled prompts that have not started.
+    fn waiting(&self) -> usize {
+        let groups = self.groups.iter().zip(self.requests);
+        groups
+            .filter_map(|(group, request)| Some(request.n - group.as_ref()?.next_sample))
+            .sum()
+    }
+
+    /// Starts samples of prefilled prompts while there is room.
+    fn start_waiting(&mut self) -> Result<()> {
         for request in 0..self.next_group {
-            self.start_samples(request, room(self))?;
+            self.start_samples(request, self.room())?;
         }
+        Ok(())
+    }
+
+    /// The next prompts whose samples will have room once those have it that wait already.
+    fn incoming(&mut self) -> Vec<usize> {
+        let mut wanted = self.waiting();
         let first = self.next_group;
-        let mut wanted = 0;
-        while self.next_group < self.requests.len() && wanted < room(self) {
+        while self.next_group < self.requests.len() && wanted < self.room() {
             wanted += self.requests[self.next_group].n;
             self.next_group += 1;
         }
-        self.prefill(first..self.next_group)?;
-        for request in first..self.next_group {
-            self.start_samples(request, room(self))?;
-        }
-        Ok(())
+        (first..self.next_group)
+            .filter(|&r| self.requests[r].n > 0)
+            .collect()
     }
 
     /// Computes the beginning that all prompts share, where that saves anything.
@@ -269,54 +287,6 @@ impl Batch<'_> {
         decoder.forward(self.adapter, tokens, &[span], cache, recorder.as_mut())?;
         self.recording.set_prefix(recorder);
         self.prefix = Some((span.slot, len));
-        Ok(())
-    }
-
-    fn prefill(&mut self, requests: std::ops::Range<usize>) -> Result<()> {
-        let wanted: Vec<usize> = requests.filter(|&r| self.requests[r].n > 0).collect();
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let mut tokens = Vec::new();
-        let mut spans = Vec::new();
-        let mut last_rows = Vec::new();
-        for &request in &wanted {
-            let prompt = &self.requests[request].prompt;
-            let slot = self.cache.alloc(None, prompt.len());
-            let mut pos = 0;
-            if let Some((prefix, len)) = self.prefix {
-                self.cache.copy(prefix, slot, len)?;
-                pos = len;
-            }
-            let max_tokens = self.params.max_tokens;
-            self.recording
-                .open(request, &self.requests[request], pos, max_tokens);
-            spans.push(Span {
-                row: tokens.len(),
-                len: prompt.len() - pos,
-                slot,
-                pos,
-            });
-            tokens.extend_from_slice(&prompt[pos..]);
-            last_rows.push(tokens.len() as u32 - 1);
-        }
-        let decoder = self.engine.decoder;
-        let rows = spans.iter().map(|span| span.row..span.row + span.len);
-        let mut recorder = self.recording.recorder(wanted.iter().copied().zip(rows));
-        let cache = &mut self.cache;
-        let hidden = decoder.forward(self.adapter, &tokens, &spans, cache, recorder.as_mut())?;
-        let owners = wanted.iter().map(|&request| (request, None));
-        self.recording.add(recorder, owners);
-        let last_rows = candle_core::Tensor::new(last_rows, hidden.device())?;
-        let logits = self.logits(&hidden.index_select(&last_rows, 0)?)?;
-        for ((&request, span), logits) in wanted.iter().zip(&spans).zip(logits) {
-            self.groups[request] = Some(Group {
-                slot: span.slot,
-                logits,
-                next_sample: 0,
-                running: 0,
-            });
-        }
         Ok(())
     }
 
@@ -411,15 +381,18 @@ impl Batch<'_> {
         self.params.stop.iter().any(|s| text.contains(s))
     }
 
-    /// One more token for every row.
-    fn decode(&mut self) -> Result<()> {
-        if self.rows.is_empty() {
-            return Ok(());
-        }
-        let mut tokens = Vec::with_capacity(self.rows.len());
-        let mut spans = Vec::with_capacity(self.rows.len());
+    /// One pass of the model: a token more for every row, and the prompts of `incoming` requests beside
+    /// them.
+    fn advance(&mut self, incoming: &[usize]) -> Result<()> {
+        let decoding = self.rows.len();
+        let mut tokens = Vec::with_capacity(decoding);
+        let mut spans = Vec::with_capacity(decoding + incoming.len());
+        // Rows of the pass with the request they belong to, and those that logits are wanted of.
+        let mut owned = Vec::with_capacity(decoding + incoming.len());
+        let mut wanted: Vec<u32> = (0..decoding as u32).collect();
         for (index, row) in self.rows.iter().enumerate() {
             tokens.push(row.tokens[row.tokens.len() - 1]);
+            owned.push((row.request, index..index + 1));
             spans.push(Span {
                 row: index,
                 len: 1,
@@ -427,39 +400,74 @@ impl Batch<'_> {
                 pos: self.requests[row.request].prompt.len() + row.tokens.len() - 1,
             });
         }
+        for &request in incoming {
+            let span = self.open(request, tokens.len())?;
+            tokens.extend_from_slice(&self.requests[request].prompt[span.pos..]);
+            owned.push((request, span.row..tokens.len()));
+            wanted.push(tokens.len() as u32 - 1);
+            spans.push(span);
+        }
         let decoder = self.engine.decoder;
-        let rows = self.rows.iter().enumerate();
-        let mut recorder = self
-            .recording
-            .recorder(rows.map(|(index, row)| (row.request, index..index + 1)));
+        let mut recorder = self.recording.recorder(owned.into_iter());
         let cache = &mut self.cache;
         let hidden = decoder.forward(self.adapter, &tokens, &spans, cache, recorder.as_mut())?;
-        let owners = self.rows.iter().map(|row| (row.request, Some(row.sample)));
-        self.recording.add(recorder, owners);
+        let rows = self.rows.iter().map(|row| (row.request, Some(row.sample)));
+        let prompts = incoming.iter().map(|&request| (request, None));
+        self.recording.add(recorder, rows.chain(prompts));
+        let hidden = match incoming {
+            [] => hidden,
+            _ => hidden.index_select(&Tensor::new(wanted, hidden.device())?, 0)?,
+        };
         let logits = decoder.logits(self.adapter, &hidden)?;
-        let vocab = logits.dim(1)?;
-        let draw_all = |values: &[f32]| -> Vec<Sampled> {
-            cpu::map(self.rows.len(), 8 * vocab, |index| {
-                let row = &self.rows[index];
-                let draw = self.draw(row.request, row.sample, row.tokens.len());
-                sample(&values[index * vocab..][..vocab], self.params, draw)
-            })
-        };
-        let sampled = match cpu_slice(&logits) {
-            Ok(values) => draw_all(&values),
-            Err(_) => draw_all(&host(&logits)?),
-        };
-        for (row, sampled) in self.rows.iter_mut().zip(sampled) {
-            row.tokens.push(sampled.token);
-            row.logprobs.push(sampled.logprob);
+        match cpu_slice(&logits) {
+            Ok(logits) => self.take(&logits, incoming, &spans[decoding..]),
+            Err(_) => self.take(&host(&logits)?, incoming, &spans[decoding..]),
         }
         Ok(())
     }
 
-    fn logits(&self, hidden: &candle_core::Tensor) -> Result<Vec<Vec<f32>>> {
-        let logits = self.engine.decoder.logits(self.adapter, hidden)?;
-        let vocab = logits.dim(1)?;
-        Ok(host(&logits)?.chunks(vocab).map(<[f32]>::to_vec).collect())
+    /// A slot for the prompt of a request, and what of it is left to compute, as rows from `row` on.
+    fn open(&mut self, request: usize, row: usize) -> Result<Span> {
+        let prompt = &self.requests[request].prompt;
+        let slot = self.cache.alloc(None, prompt.len());
+        let mut pos = 0;
+        if let Some((prefix, len)) = self.prefix {
+            self.cache.copy(prefix, slot, len)?;
+            pos = len;
+        }
+        let max_tokens = self.params.max_tokens;
+        self.recording
+            .open(request, &self.requests[request], pos, max_tokens);
+        Ok(Span {
+            row,
+            len: prompt.len() - pos,
+            slot,
+            pos,
+        })
+    }
+
+    /// Draws the next token of every row from its logits; those that follow are the prompts'.
+    fn take(&mut self, logits: &[f32], incoming: &[usize], spans: &[Span]) {
+        let vocab = self.engine.decoder.config.vocab_size;
+        let decoding = self.rows.len();
+        let sampled = cpu::map(decoding, 8 * vocab, |index| {
+            let row = &self.rows[index];
+            let draw = self.draw(row.request, row.sample, row.tokens.len());
+            sample(&logits[index * vocab..][..vocab], self.params, draw)
+        });
+        for (row, sampled) in self.rows.iter_mut().zip(sampled) {
+            row.tokens.push(sampled.token);
+            row.logprobs.push(sampled.logprob);
+        }
+        let prompts = logits[decoding * vocab..].chunks_exact(vocab);
+        for ((&request, span), logits) in incoming.iter().zip(spans).zip(prompts) {
+            self.groups[request] = Some(Group {
+                slot: span.slot,
+                logits: logits.to_vec(),
+                next_sample: 0,
+                running: 0,
+            });
+        }
     }
 
     fn draw(&self, request: usize, sample: usize, position: usize) -> Draw {
@@ -474,9 +482,6 @@ impl Batch<'_> {
 }
 
 /// A tensor's values in host memory as f32.
-fn host(tensor: &candle_core::Tensor) -> Result<Vec<f32>> {
-    Ok(tensor
-        .to_dtype(candle_core::DType::F32)?
-        .flatten_all()?
-        .to_vec1()?)
+fn host(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
