@@ -37,7 +37,6 @@ pub use peft::PeftAdapter;
 pub use projection::projection;
 pub use source::AdapterSource;
 pub use spec::{AdapterKind, AdapterSpec, Projection, Sigma, StoredDtype, Tie};
-pub(crate) use svd::symmetric_eigen;
 pub use svd::{SVD_VERSION, Svd, SvdCache, SvdKey, decompose_all, truncated_svd, user_cache_dir};
 pub use tying::Tying;
 

@@ -15,8 +15,8 @@
 //! zero), the share of gᵀF̃⁻¹g that is there without any signal; the step is shortened by
 //! √max(0, 1 − N / gᵀF̃⁻¹g), the positive part of James and Stein's factor.
 
-use crate::adapter::symmetric_eigen;
 use crate::config::OptimConfig;
+use crate::ops::cpu::symmetric_eigen;
 use crate::{Error, Result};
 
 /// Most parameters for which the exact matrix is worth its p² memory and p³ time.

@@ -9,8 +9,7 @@
 //! Large products are those of [`PackedMatrix`] in f32; inner products accumulate in f64; the
 //! projected eigenproblem is solved in f64.
 
-use super::eigen::symmetric_eigen;
-use crate::ops::cpu::{self, PackedMatrix};
+use crate::ops::cpu::{self, PackedMatrix, symmetric_eigen};
 use crate::ops::random::Stream;
 
 /// Residual ‖Wᵀu − σv‖ that is accepted, relative to the gap that decides how far the subspace
@@ -22,6 +21,9 @@ const FLOOR: f64 = 3e-6;
 const MAX_BLOCKS: usize = 64;
 /// Matrices with a side this short are projected on the whole space at once.
 const DIRECT: usize = 64;
+
+/// Elements of a matrix up to which its transpose is made: 64 MB.
+const TRANSPOSED: usize = 16 << 20;
 
 /// Keeps the random start apart from other users of the generator.
 const DOMAIN: u32 = 3;
@@ -72,13 +74,17 @@ pub(super) fn largest_triplets(w: &PackedMatrix, rank: usize) -> Triplets {
 /// transpose.
 struct Side<'a> {
     w: &'a PackedMatrix,
+    /// Wᵀ of a small matrix, made once instead of for every product with it; the same bits.
+    transposed: Option<PackedMatrix>,
     short_is_in: bool,
 }
 
 impl<'a> Side<'a> {
     fn shorter(w: &'a PackedMatrix) -> Self {
+        let elements = w.in_features() * w.out_features();
         Self {
             w,
+            transposed: (elements <= TRANSPOSED).then(|| w.transposed()),
             short_is_in: w.in_features() <= w.out_features(),
         }
     }
@@ -96,16 +102,23 @@ impl<'a> Side<'a> {
         let mut image = vec![0.0; m * self.long()];
         match self.short_is_in {
             true => self.w.forward(rows, m, None, &mut image),
-            false => self.w.backward(rows, m, &mut image, false),
+            false => self.by_transpose(rows, m, &mut image),
         }
         image
+    }
+
+    fn by_transpose(&self, rows: &[f32], m: usize, image: &mut [f32]) {
+        match &self.transposed {
+            Some(w) => w.forward(rows, m, None, image),
+            None => self.w.backward(rows, m, image, false),
+        }
     }
 
     fn back(&self, rows: &[f32]) -> Vec<f32> {
         let m = rows.len() / self.long();
         let mut image = vec![0.0; m * self.short()];
         match self.short_is_in {
-            true => self.w.backward(rows, m, &mut image, false),
+            true => self.by_transpose(rows, m, &mut image),
             false => self.w.forward(rows, m, None, &mut image),
         }
         image

@@ -6,14 +6,12 @@
 //! fixed and no sum depends on the number of threads.
 
 mod cache;
-mod eigen;
 mod krylov;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use cache::{SvdCache, SvdKey, user_cache_dir};
-pub(crate) use eigen::symmetric_eigen;
 
 use super::modules::ModuleId;
 use super::spec::Sigma;

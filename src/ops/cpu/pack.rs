@@ -221,6 +221,33 @@ impl PackedMatrix {
         rows
     }
 
+    /// Wᵀ in `f32`: products with it have the bits of those with W the other way round.
+    pub fn transposed(&self) -> Self {
+        let (n, k) = (self.out_features, self.in_features);
+        let isa = Isa::current();
+        let mut panels = AlignedVec::<f32>::zeroed(k.div_ceil(LANES) * n * LANES);
+        with_panels!(self, from => {
+            for (column, to) in panels.chunks_exact_mut((n * LANES).max(1)).enumerate() {
+                let inputs = column * LANES..((column + 1) * LANES).min(k);
+                let mut whole = to.chunks_exact_mut(LANES * LANES);
+                for (panel, to) in whole.by_ref().enumerate() {
+                    from.turn(isa, panel, inputs.clone(), to);
+                }
+                let rest = whole.into_remainder();
+                if !rest.is_empty() {
+                    let mut last = [0.0; LANES * LANES];
+                    from.turn(isa, n / LANES, inputs, &mut last);
+                    rest.copy_from_slice(&last[..rest.len()]);
+                }
+            }
+        });
+        Self {
+            storage: Storage::F32(panels),
+            out_features: k,
+            in_features: n,
+        }
+    }
+
     /// Row `index` of W widened to `f32`: an embedding looked up in a tied head.
     ///
     /// # Panics

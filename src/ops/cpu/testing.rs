@@ -50,6 +50,9 @@ pub(super) fn assert_products(matrix: &PackedMatrix, wide: &[f32]) {
     let (mut y, mut dx) = (vec![0.0; m * n], vec![0.0; m * k]);
     reference.forward(&x, m, Some(&bias), &mut y);
     reference.backward(&g, m, &mut dx, false);
+    let mut turned = vec![0.0; m * k];
+    matrix.transposed().forward(&g, m, None, &mut turned);
+    assert_eq!(bits(&turned), bits(&dx), "by the transpose");
     for isa in Isa::available() {
         for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 37] {
             let (mut part, mut dpart) = (vec![0.0; rows * n], vec![0.0; rows * k]);

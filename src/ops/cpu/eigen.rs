@@ -2,11 +2,23 @@
 //! tridiagonal form, then implicit QR steps with Wilkinson's shift (Golub & Van Loan, *Matrix
 //! Computations*, §8.3).
 
+use super::isa::{Isa, dispatch};
+use super::simd::Simd;
+
 /// Decomposes the symmetric `n`×`n` matrix `a` (row-major).
 ///
 /// Returns the eigenvalues in descending order and the eigenvectors as the rows of an `n`×`n`
 /// matrix in the same order. Always terminates; with NaN in `a` the result holds NaN.
-pub(crate) fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
+pub fn symmetric_eigen(a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
+    eigen_on(Isa::current(), a, n)
+}
+
+dispatch! { fn eigen_on(a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) = eigen_generic }
+
+/// The compiler makes vectors of the loops below, as wide as the instruction set has them; it never
+/// changes the order of a sum, so that the bits are the same.
+#[inline(always)]
+fn eigen_generic<S: Simd>(_s: S, mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     debug_assert_eq!(a.len(), n * n);
     let (mut diagonal, mut off, mut vectors) = tridiagonalize(&mut a, n);
     diagonalize(&mut diagonal, &mut off, &mut vectors, n);
@@ -23,6 +35,7 @@ pub(crate) fn symmetric_eigen(mut a: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>)
 }
 
 /// Reduces `a` to T = Qᵀ a Q. Returns T's diagonal, its off-diagonal, and Qᵀ by rows.
+#[inline(always)]
 fn tridiagonalize(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     // Reflection k is H = 1 − β v vᵀ with v zero up to and including entry k.
     let mut reflections: Vec<(f64, Vec<f64>)> = Vec::new();
@@ -69,6 +82,7 @@ fn tridiagonalize(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
 }
 
 /// Diagonalises the tridiagonal matrix, turning the rows of `vectors` along.
+#[inline(always)]
 fn diagonalize(d: &mut [f64], e: &mut [f64], vectors: &mut [f64], n: usize) {
     let mut hi = n.saturating_sub(1);
     // Two or three steps a value are usual; the bound only guards against NaN.
@@ -89,6 +103,7 @@ fn diagonalize(d: &mut [f64], e: &mut [f64], vectors: &mut [f64], n: usize) {
 }
 
 /// One implicit QR step on rows `lo..=hi` of the tridiagonal matrix.
+#[inline(always)]
 fn qr_step(d: &mut [f64], e: &mut [f64], vectors: &mut [f64], n: usize, lo: usize, hi: usize) {
     let half = (d[hi - 1] - d[hi]) / 2.0;
     let last = e[hi - 1];
@@ -117,6 +132,7 @@ fn qr_step(d: &mut [f64], e: &mut [f64], vectors: &mut [f64], n: usize, lo: usiz
 }
 
 /// Four running sums, so that the compiler may use vector registers.
+#[inline(always)]
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0; 4];
     let (a4, b4) = (a.chunks_exact(4), b.chunks_exact(4));
