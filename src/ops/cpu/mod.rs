@@ -13,6 +13,7 @@
 mod add;
 mod attention;
 mod attention_backward;
+mod block_formats;
 mod blocks;
 mod buffer;
 mod eigen;
