@@ -485,9 +485,8 @@ fn softmax(bench: &mut Bench<'_>) {
         black_box(cpu::token_scores(black_box(&logits), 7, 1.0));
     });
     let scores = cpu::token_scores(&logits, 7, 1.0);
-    let mut out = logits.clone();
-    bench.kernel("exp_shifted", &size, Work::floats(2 * VOCAB), || {
-        cpu::exp_shifted(black_box(&logits), 1.0, scores.lse, &mut out);
+    bench.kernel("draw_token", &size, Work::floats(VOCAB), || {
+        black_box(cpu::draw_token(black_box(&logits), 1.0, 0.7));
     });
     // In place, so that the values change; they stay in the range of logits.
     let mut gradient = logits.clone();
