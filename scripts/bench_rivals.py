@@ -12,7 +12,7 @@
 DATA.jsonl has rows with `problem` and `answer`; the first four make a step. Every program of a round
 runs alone, in a process of its own, in turns: round 1 each once, round 2 each once, … so that a machine
 that slows down slows all of them. What is shown is the median over rounds with the least and the most.
-All compute in f32 except `llama-file`, which is llama.cpp on MODEL.gguf as it is. About an hour of a
+All compute in f32 from f32 weights except `tinylora-file` and `llama-file`, which have MODEL.gguf as it is. About an hour of a
 quiet machine with two cores and 8 GB.
 """
 
@@ -60,6 +60,7 @@ def common(a, model):
 # Name → its command below scripts/rivals.
 PROGRAMS = {
     "tinylora-bench": tinylora("tinylora_bench.py"),
+    "tinylora-file": tinylora("tinylora_bench.py", "--dtype", "auto"),
     "tinylora-train": lambda a: tinylora("tinylora_train.py", "--steps", a.steps)(a),
     "trl-random": trl("random"),
     "trl-exact": trl("exact"),
@@ -80,7 +81,6 @@ NAMES = {
 }
 
 # What is compared: title, measure, ours, theirs. More is better where it is a rate.
-LLAMA = ["llama-f32", "llama-file"]
 COMPARISONS = [
     ("decomposing the weights, s", "svd_s", "tinylora-bench", ["trl-random"]),
     ("start to end of first step, s", "first_step_s", "tinylora-train", ["trl-exact"]),
@@ -93,10 +93,11 @@ COMPARISONS = [
     ("the same, ms a sampled token", "step_ms_per_token", "tinylora-train", ["trl-exact"]),
     ("peak memory, training, MB", "peak_rss_mb", "tinylora-train", ["trl-exact"]),
     ("peak memory, every group updated, MB", "peak_rss_mb", "tinylora-bench", ["trl-random"]),
-    *[(f"decoding, {n} sequence{'s' * (n > 1)}, tokens/s", f"decode_{n}_tokens_per_s", "tinylora-bench", LLAMA)
+    *[(f"{phase}, {n} {what}, {base}, tokens/s", f"{measure}_{n}_tokens_per_s", ours, [theirs])
+      for phase, measure, what in [("decoding", "decode", "at once"), ("prefill", "prefill", "× 100")]
+      for base, ours, theirs in [("f32", "tinylora-bench", "llama-f32"), ("quantised", "tinylora-file", "llama-file")]
       for n in (1, 8, 32)],
-    *[(f"prefill, {n} × 100 tokens, tokens/s", f"prefill_{n}_tokens_per_s", "tinylora-bench", LLAMA)
-      for n in (1, 8, 32)],
+    ("peak memory, quantised base, MB", "peak_rss_mb", "tinylora-file", ["trl-random"]),
 ]
 
 
@@ -153,7 +154,7 @@ def prepare(args):
     with open(args.work / "prompts.jsonl", "w") as file:
         for row in rows:
             file.write(json.dumps({"problem": row["problem"], "answer": row["answer"]}) + "\n")
-    if set(args.programs) - {"tinylora-bench", "tinylora-train", "llama-file"}:
+    if set(args.programs) - {"tinylora-bench", "tinylora-file", "tinylora-train", "llama-file"}:
         subprocess.run([sys.executable, HERE / "convert.py", args.model, args.work], check=True)
 
 

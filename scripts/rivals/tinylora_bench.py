@@ -10,12 +10,13 @@ def main():
     parser = common.arguments(__doc__)
     parser.add_argument("--tinylora", required=True, help="the program")
     parser.add_argument("--repeats", type=int, default=3, help="steps that are timed, after one that is not")
+    parser.add_argument("--dtype", default="f32", help="`auto` keeps the file's")
     parser.add_argument("--sequences", default="1,8,32", help="batches of plain decoding")
     args = parser.parse_args()
 
     prompts = len(common.read_problems(args.prompts))
     command = [
-        args.tinylora, "bench", "--json", "--quiet", "--dtype", "f32", "--device", "cpu",
+        args.tinylora, "bench", "--json", "--quiet", "--dtype", args.dtype, "--device", "cpu",
         "--model", args.model, "--data", args.prompts, "--prompts", str(prompts),
         "--num-generations", str(args.num_generations), "--max-tokens", str(args.max_tokens),
         "--repeats", str(args.repeats), "--seed", str(args.seed),

@@ -16,7 +16,7 @@ pub(super) trait Format: Sync {
     /// Bytes of sixteen blocks beside each other.
     const HELD: usize = Self::HEADER + Self::INPUTS / GROUP * Self::GROUP_BYTES;
 
-    /// Puts the block of one output into lane `lane` of `held`, which holds zeros there.
+    /// Puts the block of one output into lane `lane` of `held`.
     fn place(block: &[u8], lane: usize, held: &mut [u8]);
 
     /// Group `group` of the blocks at `held`.
@@ -81,13 +81,21 @@ impl<const FIVE: bool> Small<FIVE> {
         block
     }
 
-    /// Puts input `input` of lane `lane` where [`Self::load`] finds it.
-    fn place(groups: &mut [u8], input: usize, lane: usize, value: u8) {
-        let (group, i) = (input / GROUP, input % GROUP);
-        let group = &mut groups[group * Self::BYTES..][..Self::BYTES];
-        group[i / 2 * LANES + lane] |= (value & 15) << (i % 2 * 4);
-        if FIVE {
-            group[(GROUP / 2 + i / 8) * LANES + lane] |= (value >> 4 & 1) << (i % 8);
+    /// Puts sixteen inputs of lane `lane` where [`Self::load`] finds them: `low` has four bits of each,
+    /// `fifth` the one above.
+    #[inline(always)]
+    fn place(
+        group: &mut [u8],
+        lane: usize,
+        low: impl Fn(usize) -> u8,
+        fifth: impl Fn(usize) -> u8,
+    ) {
+        let (pairs, fifths) = group[..Self::BYTES].split_at_mut(GROUP / 2 * LANES);
+        for (pair, bytes) in pairs.chunks_exact_mut(LANES).enumerate() {
+            bytes[lane] = low(2 * pair) | low(2 * pair + 1) << 4;
+        }
+        for (half, bytes) in fifths.chunks_exact_mut(LANES).enumerate() {
+            bytes[lane] = (0..8).fold(0, |byte, bit| byte | fifth(8 * half + bit) << bit);
         }
     }
 }
@@ -120,12 +128,11 @@ impl<const FIVE: bool, const MIN: bool> Format for Plain<FIVE, MIN> {
             place_scale(header, index, lane, value);
         }
         let (fifths, low) = rest.split_at(rest.len() - 16);
-        for input in 0..32 {
-            let low = low[input % 16] >> (input / 16 * 4) & 15;
-            let fifth = fifths
-                .get(input / 8)
-                .map_or(0, |byte| byte >> (input % 8) & 1);
-            Small::<FIVE>::place(groups, input, lane, low | fifth << 4);
+        // Bytes hold an input of the first half and one of the second.
+        for (half, group) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
+            let low = |i: usize| low[i] >> (4 * half) & 15;
+            let fifth = |i: usize| fifths[2 * half + i / 8] >> (i % 8) & 1;
+            Small::<FIVE>::place(group, lane, low, fifth);
         }
     }
 
@@ -220,13 +227,14 @@ impl<const FIVE: bool> Format for Nested<FIVE> {
             header[(5 + 2 * index) * LANES + lane] = min;
         }
         let (fifths, low) = block[16..].split_at(if FIVE { 32 } else { 0 });
-        for input in 0..256 {
-            // 64 inputs in 32 bytes: first the low halves, then the high ones. The fifth bits of all
-            // eight times 32 inputs share 32 bytes.
-            let (run, position) = (input / 32, input % 32);
-            let low = low[run / 2 * 32 + position] >> (run % 2 * 4) & 15;
-            let fifth = fifths.get(position).map_or(0, |byte| byte >> run & 1);
-            Small::<FIVE>::place(groups, input, lane, low | fifth << 4);
+        // 64 inputs in 32 bytes: first the low halves, then the high ones. The fifth bits of all eight
+        // times 32 inputs share 32 bytes.
+        for (index, group) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
+            let (run, first) = (index / 2, index % 2 * GROUP);
+            let low = &low[run / 2 * 32 + first..][..GROUP];
+            let low = |i: usize| low[i] >> (run % 2 * 4) & 15;
+            let fifth = |i: usize| fifths[first + i] >> run & 1;
+            Small::<FIVE>::place(group, lane, low, fifth);
         }
     }
 
@@ -267,15 +275,21 @@ impl Format for Q6K {
         for (index, &scale) in rest[..16].iter().enumerate() {
             header[(2 + index) * LANES + lane] = scale;
         }
-        // 128 inputs: each of 32 positions holds four, 32 inputs apart.
-        for input in 0..Self::INPUTS {
-            let (half, quarter, position) = (input / 128, input / 32 % 4, input % 32);
-            let four = low[half * 64 + quarter % 2 * 32 + position] >> (quarter / 2 * 4) & 15;
-            let two = high[half * 32 + position] >> (quarter * 2) & 3;
-            let (group, i) = (input / GROUP, input % GROUP);
-            let vectors = &mut groups[group * Self::GROUP_BYTES + i / 4 * 3 * LANES..];
-            vectors[i % 4 / 2 * LANES + lane] |= four << (i % 2 * 4);
-            vectors[2 * LANES + lane] |= two << (i % 4 * 2);
+        for (index, group) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
+            // 128 inputs: each of 32 positions holds four, 32 inputs apart.
+            let input = index * GROUP;
+            let (half, quarter, first) = (input / 128, input / 32 % 4, input % 32);
+            let low = &low[half * 64 + quarter % 2 * 32 + first..][..GROUP];
+            let high = &high[half * 32 + first..][..GROUP];
+            let four = |i: usize| low[i] >> (quarter / 2 * 4) & 15;
+            let two = |i: usize| high[i] >> (quarter * 2) & 3;
+            for (i, vectors) in group.chunks_exact_mut(3 * LANES).enumerate() {
+                let i = 4 * i;
+                vectors[lane] = four(i) | four(i + 1) << 4;
+                vectors[LANES + lane] = four(i + 2) | four(i + 3) << 4;
+                vectors[2 * LANES + lane] =
+                    two(i) | two(i + 1) << 2 | two(i + 2) << 4 | two(i + 3) << 6;
+            }
         }
     }
 
