@@ -10,10 +10,12 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use tinylora::ops::cpu::{self, Isa, KvStore, PackedMatrix};
+use tinylora::ops::cpu::{self, BlockFormat, Isa, KvStore, PackedMatrix};
 use tinylora::ops::{Layout, Segment, Span};
 
 // SmolLM2-135M.
@@ -40,6 +42,11 @@ const SCALE: f32 = 0.125;
 const COLD: usize = 256 << 20;
 
 fn main() {
+    // On a thread of the pool and in a team, as a rollout.
+    rayon::scope(|_| measure());
+}
+
+fn measure() {
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(50))
@@ -52,14 +59,21 @@ fn main() {
     };
     let mut machine = Machine::measure();
     println!("{machine}\n");
-    products::<f32>(&mut bench, "f32", |x| x);
-    products::<bf16>(&mut bench, "bf16", bf16::from_f32);
-    products::<f16>(&mut bench, "f16", f16::from_f32);
-    weight_gradients(&mut bench);
-    low_rank(&mut bench);
-    attention(&mut bench);
-    row_wise(&mut bench);
-    softmax(&mut bench);
+    cpu::team(|| {
+        products(&mut bench, "f32", |w, n, k| {
+            Some(PackedMatrix::pack(w, n, k))
+        });
+        products(&mut bench, "bf16", packed(bf16::from_f32));
+        products(&mut bench, "f16", packed(f16::from_f32));
+        for (name, format, dtype) in BLOCKS {
+            products(&mut bench, name, blocks(format, dtype));
+        }
+        weight_gradients(&mut bench);
+        low_rank(&mut bench);
+        attention(&mut bench);
+        row_wise(&mut bench);
+        softmax(&mut bench);
+    });
     let rows = bench.rows;
     criterion.final_summary();
     let rates = rows
@@ -219,12 +233,56 @@ fn noise(len: usize) -> Vec<f32> {
     (0..len).map(next).collect()
 }
 
+/// Formats of GGUF files with kernels of their own.
+const BLOCKS: [(&str, BlockFormat, GgmlDType); 8] = [
+    ("Q4_0", BlockFormat::Q4_0, GgmlDType::Q4_0),
+    ("Q4_1", BlockFormat::Q4_1, GgmlDType::Q4_1),
+    ("Q5_0", BlockFormat::Q5_0, GgmlDType::Q5_0),
+    ("Q5_1", BlockFormat::Q5_1, GgmlDType::Q5_1),
+    ("Q8_0", BlockFormat::Q8_0, GgmlDType::Q8_0),
+    ("Q4_K", BlockFormat::Q4K, GgmlDType::Q4K),
+    ("Q5_K", BlockFormat::Q5K, GgmlDType::Q5K),
+    ("Q6_K", BlockFormat::Q6K, GgmlDType::Q6K),
+];
+
+/// Makes matrices `[n, k]` in two bytes.
+fn packed<T: cpu::Weight>(
+    narrow: impl Fn(f32) -> T,
+) -> impl Fn(&[f32], usize, usize) -> Option<PackedMatrix> {
+    move |w, n, k| {
+        let narrow: Vec<T> = w.iter().copied().map(&narrow).collect();
+        Some(PackedMatrix::pack(&narrow, n, k))
+    }
+}
+
+/// Makes matrices of blocks, where rows are whole blocks.
+fn blocks(
+    format: BlockFormat,
+    dtype: GgmlDType,
+) -> impl Fn(&[f32], usize, usize) -> Option<PackedMatrix> {
+    move |w, n, k| {
+        if !k.is_multiple_of(format.block_size()) {
+            return None;
+        }
+        let w = Tensor::from_slice(w, (n, k), &Device::Cpu).expect("a matrix");
+        let w = QTensor::quantize(&w, dtype).expect("quantised");
+        let bytes = w.data().expect("its bytes");
+        Some(PackedMatrix::pack_blocks(format, &bytes, n, k))
+    }
+}
+
 /// Linear layers, forward and backward. The weights come from memory, as they do in a decoder.
-fn products<T: cpu::Weight>(bench: &mut Bench<'_>, dtype: &str, narrow: impl Fn(f32) -> T) {
+fn products(
+    bench: &mut Bench<'_>,
+    dtype: &str,
+    make: impl Fn(&[f32], usize, usize) -> Option<PackedMatrix>,
+) {
     for (n, k) in SHAPES {
-        let weights: Vec<T> = noise(n * k).into_iter().map(&narrow).collect();
-        let copies = COLD.div_ceil(size_of_val(&weights[..]));
-        let packed = vec![PackedMatrix::pack(&weights, n, k); copies];
+        let Some(matrix) = make(&noise(n * k), n, k) else {
+            continue;
+        };
+        let copies = COLD.div_ceil(matrix.bytes());
+        let packed = vec![matrix; copies];
         let mut next = packed.iter().cycle();
         let mut cold = || next.next().expect("a cycle has no end");
         for m in ROWS {
@@ -427,9 +485,8 @@ fn softmax(bench: &mut Bench<'_>) {
         black_box(cpu::token_scores(black_box(&logits), 7, 1.0));
     });
     let scores = cpu::token_scores(&logits, 7, 1.0);
-    let mut out = logits.clone();
-    bench.kernel("exp_shifted", &size, Work::floats(2 * VOCAB), || {
-        cpu::exp_shifted(black_box(&logits), 1.0, scores.lse, &mut out);
+    bench.kernel("draw_token", &size, Work::floats(VOCAB), || {
+        black_box(cpu::draw_token(black_box(&logits), 1.0, 0.7));
     });
     // In place, so that the values change; they stay in the range of logits.
     let mut gradient = logits.clone();

@@ -51,7 +51,7 @@ pub struct ModelSection {
     /// Hugging Face directory, `.gguf` file or hub id (`Qwen/Qwen2.5-7B-Instruct`).
     pub path: String,
     /// Number format of the frozen weights in memory; `auto` keeps that of the file, also of the quantised blocks
-    /// Q4_0, Q4_1, Q8_0, Q4_K and Q6_K of a GGUF file, whose numbers are those of `f32`.
+    /// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K of a GGUF file, whose numbers are those of `f32`.
     pub dtype: WeightDtype,
     /// Leave bf16 and f16 weights in their file instead of copying them into memory: a model starts at once and
     /// shares its pages with other processes, but decodes up to half as fast. On the CPU; the same bits.

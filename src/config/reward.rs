@@ -24,7 +24,8 @@ pub struct RewardConfig {
     /// Program and arguments of `command`. It is kept running, reads one JSON object a line with
     /// `prompt`, `completion` and `gold`, and answers each with a line that is one number.
     pub command: Vec<String>,
-    /// Seconds that `command` may take for the completions of one step.
+    /// Seconds that `command` may take for the completions of one step, after the last of them: it gets them as they
+    /// finish.
     pub command_timeout: f64,
 }
 

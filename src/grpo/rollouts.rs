@@ -127,14 +127,21 @@ impl Sampler<'_> {
             })
             .collect();
         let params = self.params(step);
+        let batch = Asked {
+            problems: self.problems,
+            chosen: &chosen,
+            each: n,
+        };
         let mut finished = 0;
+        let mut early = Early::new(&mut self.rewards, batch);
         let completions = self.engine.generate(
             Some(adapter),
             &requests,
             &params,
             &mut |_, _, _| {},
-            &mut |_, _, _| {
+            &mut |request, at, completion| {
                 finished += 1;
+                early.add(request * n + at, completion);
                 on_progress(finished, count * n);
             },
         )?;
@@ -147,17 +154,11 @@ impl Sampler<'_> {
                 step + 1
             )));
         }
-        let problems = self.problems;
-        let samples: Vec<Sample> = chosen
+        let samples: Vec<Sample> = completions
             .iter()
-            .zip(&completions)
-            .flat_map(|(&problem, completions)| completions.iter().map(move |c| (problem, c)))
-            .map(|(problem, completion)| Sample {
-                prompt: &problems[problem].prompt.text,
-                completion: &completion.text,
-                gold: &problems[problem].problem.answer,
-                tokens: completion.tokens.len(),
-            })
+            .flatten()
+            .enumerate()
+            .map(|(at, completion)| batch.sample(at, completion))
             .collect();
         let mut scores = self.rewards.score(&samples)?;
         let mut recorded = self.engine.take_recorded().into_iter();
@@ -204,6 +205,63 @@ impl Sampler<'_> {
             eos: self.eos.clone(),
             seed: self.seed,
             step,
+        }
+    }
+}
+
+/// What the completions of a batch answer.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    problems: &'a [PromptedProblem],
+    /// By group.
+    chosen: &'a [usize],
+    /// Completions of a group.
+    each: usize,
+}
+
+impl<'a> Asked<'a> {
+    /// What rewards look at in completion `at` of the batch.
+    fn sample<'c>(&self, at: usize, completion: &'c Completion) -> Sample<'c>
+    where
+        'a: 'c,
+    {
+        let problem = &self.problems[self.chosen[at / self.each]];
+        Sample {
+            prompt: &problem.prompt.text,
+            completion: &completion.text,
+            gold: &problem.problem.answer,
+            tokens: completion.tokens.len(),
+        }
+    }
+}
+
+/// Announces completions to rewards that listen, in the order of the batch however they finish.
+struct Early<'a> {
+    rewards: Option<&'a mut RewardSet>,
+    asked: Asked<'a>,
+    waiting: Vec<Option<Completion>>,
+    next: usize,
+}
+
+impl<'a> Early<'a> {
+    fn new(rewards: &'a mut RewardSet, asked: Asked<'a>) -> Self {
+        Self {
+            rewards: rewards.listens().then_some(rewards),
+            asked,
+            waiting: vec![None; asked.chosen.len() * asked.each],
+            next: 0,
+        }
+    }
+
+    /// The completion of number `at` has finished.
+    fn add(&mut self, at: usize, completion: &Completion) {
+        let Some(rewards) = &mut self.rewards else {
+            return;
+        };
+        self.waiting[at] = Some(completion.clone());
+        while let Some(completion) = self.waiting.get_mut(self.next).and_then(Option::take) {
+            rewards.announce(&self.asked.sample(self.next, &completion));
+            self.next += 1;
         }
     }
 }

@@ -246,6 +246,7 @@ impl Placement {
         if self.as_stored
             && let Some(matrix) = raw.blocks(name)?
         {
+            raw.release(name);
             return Ok(Matrix::Packed(matrix));
         }
         if self.mmap
@@ -254,7 +255,7 @@ impl Placement {
         {
             return Ok(Matrix::Packed(matrix));
         }
-        Ok(Matrix::Packed(match (self.dtype, raw.get(name)?) {
+        let packed = match (self.dtype, raw.get(name)?) {
             (DType::F32, RawTensor::F32(values)) => PackedMatrix::pack(&values, out, input),
             (DType::BF16, RawTensor::Bf16(values)) => PackedMatrix::pack(&values, out, input),
             (DType::F16, RawTensor::F16(values)) => PackedMatrix::pack(&values, out, input),
@@ -275,6 +276,8 @@ impl Placement {
                 PackedMatrix::pack(&values, out, input)
             }
             (_, other) => PackedMatrix::pack(&other.into_f32(), out, input),
-        }))
+        };
+        raw.release(name);
+        Ok(Matrix::Packed(packed))
     }
 }

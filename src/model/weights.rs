@@ -310,6 +310,7 @@ impl RawWeights {
         sha.update(header);
         if matches!(entry.location, Location::File { .. }) {
             sha.update(self.stored(name, entry)?);
+            self.release(name);
         }
         Ok(sha.finalize().into())
     }
@@ -356,6 +357,35 @@ impl RawWeights {
         self.entries
             .get(name)
             .ok_or_else(|| Error::data(format!("the checkpoint has no tensor {name}")))
+    }
+
+    /// Lets go of a tensor's pages, which would count as this process's memory as long as the file is
+    /// mapped. They come back when they are read again.
+    pub(super) fn release(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(Entry {
+            location: Location::File {
+                file, offset, len, ..
+            },
+            ..
+        }) = self.entries.get(name)
+        {
+            // Whole pages only: the others may hold parts of other tensors.
+            const PAGE: usize = 64 << 10;
+            let start = offset.next_multiple_of(PAGE);
+            let end = (offset + len) / PAGE * PAGE;
+            if start < end {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                // SAFETY: the mapping is of a file and read-only: nothing is lost but the copy in memory.
+                let done = unsafe {
+                    self.files[*file]
+                        .bytes
+                        .unchecked_advise_range(advice, start, end - start)
+                };
+                // Only a hint.
+                let _ = done;
+            }
+        }
     }
 
     fn stored(&self, name: &str, entry: &Entry) -> Result<&[u8]> {

@@ -30,10 +30,14 @@ pub struct CommandReward {
     requests: Sender<String>,
     /// Lines of the program's output, read by a thread of their own.
     lines: Receiver<String>,
+    /// Completions of the next batch that the program has already.
+    announced: usize,
+    /// A line that nobody had asked for.
+    surplus: Option<String>,
 }
 
 impl CommandReward {
-    /// Starts the program. `timeout` is for one batch of completions.
+    /// Starts the program. `timeout` is for one batch of completions, from the last of them on.
     ///
     /// Fails if the command is empty or cannot be started.
     pub fn start(command: &[String], timeout: Duration) -> Result<Self> {
@@ -80,24 +84,39 @@ impl CommandReward {
             child,
             requests,
             lines,
+            announced: 0,
+            surplus: None,
         })
     }
 
-    /// One number for each completion, in order.
+    /// Gives the program a completion of the next batch, which it may work on while others are sampled.
+    pub fn announce(&mut self, sample: &Sample) {
+        if self.announced == 0 {
+            self.surplus = self.surplus.take().or_else(|| self.lines.try_recv().ok());
+        }
+        // A thread that has ended shows as the end of the program's output.
+        let _ = self.requests.send(request(sample));
+        self.announced += 1;
+    }
+
+    /// One number for each completion, in order; the first of them may have been announced.
     ///
     /// Fails, and stops the program, when it ends, answers too slowly, too much, or with something
     /// that is not a finite number; and when a signal asks this program to stop.
     pub fn score(&mut self, samples: &[Sample]) -> Result<Vec<f64>> {
-        match self.lines.try_recv() {
-            Ok(line) => {
-                return Err(self.failure(format_args!("it answered a line too many: '{line}'")));
+        let announced = std::mem::take(&mut self.announced).min(samples.len());
+        if announced == 0 && self.surplus.is_none() {
+            match self.lines.try_recv() {
+                Ok(line) => self.surplus = Some(line),
+                Err(TryRecvError::Disconnected) => return Err(self.ended(0, samples.len())),
+                Err(TryRecvError::Empty) => {}
             }
-            Err(TryRecvError::Disconnected) => return Err(self.ended(0, samples.len())),
-            Err(TryRecvError::Empty) => {}
         }
-        let requests: String = samples.iter().map(request).collect();
+        if let Some(line) = &self.surplus {
+            return Err(self.failure(format_args!("it answered a line too many: '{line}'")));
+        }
+        let requests: String = samples[announced..].iter().map(request).collect();
         let deadline = Instant::now() + self.timeout;
-        // A thread that has ended shows as the end of the program's output.
         let _ = self.requests.send(requests);
         let mut answers = Vec::with_capacity(samples.len());
         while answers.len() < samples.len() {
@@ -203,6 +222,35 @@ mod tests {
     }
 
     #[test]
+    fn announced_completions_are_worked_on_before_they_are_asked_for() {
+        let place = tempfile::tempdir().unwrap();
+        let log = place.path().join("log");
+        let script = format!(
+            "n=0; while read -r line; do n=$((n+1)); echo $n >>'{}'; echo $n; done",
+            log.display()
+        );
+        let mut reward = start(&script, 10.0);
+        let batch = samples(3);
+        for first in [0, 3] {
+            reward.announce(&batch[0]);
+            reward.announce(&batch[1]);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let seen = || {
+                std::fs::read_to_string(&log)
+                    .unwrap_or_default()
+                    .lines()
+                    .count()
+            };
+            while seen() < first + 2 {
+                assert!(Instant::now() < deadline, "the program saw {}", seen());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let expected = [1, 2, 3].map(|n| f64::from(n) + first as f64);
+            assert_eq!(reward.score(&batch).unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn the_program_sees_one_json_object_a_line() {
         let expected = r#"{"prompt":"p \"q\"\n","completion":"c\u0000","gold":"4"}"#;
         let script =
@@ -270,6 +318,12 @@ mod tests {
         let mut reward = start("while read -r line; do echo 1; echo 2; done", 10.0);
         assert_eq!(reward.score(&samples(1)).unwrap(), [1.0]);
         std::thread::sleep(Duration::from_millis(200));
+        let message = reward.score(&samples(1)).unwrap_err().to_string();
+        assert!(message.contains("a line too many: '2'"), "{message}");
+        let mut reward = start("while read -r line; do echo 1; echo 2; done", 10.0);
+        assert_eq!(reward.score(&samples(1)).unwrap(), [1.0]);
+        std::thread::sleep(Duration::from_millis(200));
+        reward.announce(&samples(1)[0]);
         let message = reward.score(&samples(1)).unwrap_err().to_string();
         assert!(message.contains("a line too many: '2'"), "{message}");
     }

@@ -98,6 +98,23 @@ impl RewardSet {
         })
     }
 
+    /// Whether a function gains from hearing of completions before the batch is complete: an external
+    /// program does, the others take microseconds.
+    pub fn listens(&self) -> bool {
+        let mut functions = self.functions.iter();
+        functions.any(|function| matches!(function, RewardFunction::Command(_)))
+    }
+
+    /// Tells the functions that listen of a completion of the next batch. Completions are announced in
+    /// the order of the batch, from its first on.
+    pub fn announce(&mut self, sample: &Sample) {
+        for function in &mut self.functions {
+            if let RewardFunction::Command(command) = function {
+                command.announce(sample);
+            }
+        }
+    }
+
     /// Values every completion with every function. Only an external program can fail.
     pub fn score(&mut self, samples: &[Sample]) -> Result<Scores> {
         let mut scores = Scores {

@@ -47,14 +47,16 @@ pub fn sample(logits: &[f32], params: &SamplingParams, draw: Draw) -> Sampled {
     let greedy = params.temperature == 0.0;
     let temperature = if greedy { 1.0 } else { params.temperature };
     let inverse = inverse_temperature(temperature);
-    let token = if greedy {
-        argmax(logits)
-    } else if params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0 {
-        invert(logits, inverse, draw.uniform())
+    let whole = params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0;
+    let (token, scores) = if !greedy && whole {
+        cpu::draw_token(logits, inverse, draw.uniform())
     } else {
-        filtered(logits, inverse, params, draw.uniform())
+        let token = match greedy {
+            true => argmax(logits),
+            false => filtered(logits, inverse, params, draw.uniform()),
+        };
+        (token, cpu::token_scores(logits, token, inverse))
     };
-    let scores = cpu::token_scores(logits, token, inverse);
     Sampled {
         token: token as u32,
         logprob: scores.logprob,
@@ -64,42 +66,6 @@ pub fn sample(logits: &[f32], params: &SamplingParams, draw: Draw) -> Sampled {
 fn argmax(logits: &[f32]) -> usize {
     let max = largest(logits);
     logits.iter().position(|&l| l == max).unwrap_or(0)
-}
-
-/// The token at which the cumulative probability passes `uniform`, in order of ids.
-fn invert(logits: &[f32], inverse: f32, uniform: f64) -> usize {
-    const BLOCK: usize = 256;
-    let max = largest(logits);
-    let mut weights = [0.0f32; BLOCK];
-    let mut fill = |block: &[f32]| -> f64 {
-        cpu::exp_shifted(block, inverse, max * inverse, &mut weights[..block.len()]);
-        sum(&weights[..block.len()])
-    };
-    let sums: Vec<f64> = logits.chunks(BLOCK).map(&mut fill).collect();
-    let mut rest = uniform * sums.iter().sum::<f64>();
-    let mut last = 0;
-    for (index, (&sum, block)) in sums.iter().zip(logits.chunks(BLOCK)).enumerate() {
-        if rest >= sum {
-            rest -= sum;
-            continue;
-        }
-        fill(block);
-        for (offset, &weight) in weights[..block.len()].iter().enumerate() {
-            if weight > 0.0 {
-                last = index * BLOCK + offset;
-                if rest < f64::from(weight) {
-                    return last;
-                }
-            }
-            rest -= f64::from(weight);
-        }
-        return last;
-    }
-    // Rounding left a remainder past the end: the last token with any weight.
-    logits
-        .iter()
-        .rposition(|&l| (l - max) * inverse > -80.0)
-        .unwrap_or(last)
 }
 
 /// The largest value that is a number, in lanes: what a compiler makes vectors of.
@@ -113,19 +79,6 @@ fn largest(logits: &[f32]) -> f32 {
     }
     let all = lanes.iter().chain(rest).copied();
     all.fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
-}
-
-/// Sum in `f64`, in lanes.
-fn sum(weights: &[f32]) -> f64 {
-    let (blocks, rest) = weights.as_chunks::<16>();
-    let mut lanes = [0.0f64; 16];
-    for block in blocks {
-        for (lane, &w) in lanes.iter_mut().zip(block) {
-            *lane += f64::from(w);
-        }
-    }
-    let rest: f64 = rest.iter().copied().map(f64::from).sum();
-    lanes.iter().sum::<f64>() + rest
 }
 
 fn filtered(logits: &[f32], inverse: f32, params: &SamplingParams, uniform: f64) -> usize {

@@ -51,8 +51,11 @@ impl BlockType {
         match self.0 {
             GgmlDType::Q4_0 => Some(BlockFormat::Q4_0),
             GgmlDType::Q4_1 => Some(BlockFormat::Q4_1),
+            GgmlDType::Q5_0 => Some(BlockFormat::Q5_0),
+            GgmlDType::Q5_1 => Some(BlockFormat::Q5_1),
             GgmlDType::Q8_0 => Some(BlockFormat::Q8_0),
             GgmlDType::Q4K => Some(BlockFormat::Q4K),
+            GgmlDType::Q5K => Some(BlockFormat::Q5K),
             GgmlDType::Q6K => Some(BlockFormat::Q6K),
             _ => None,
         }

@@ -13,6 +13,7 @@
 mod add;
 mod attention;
 mod attention_backward;
+mod block_formats;
 mod blocks;
 mod buffer;
 mod eigen;
@@ -52,7 +53,7 @@ pub use pack::{PackedMatrix, Weight};
 pub use par::{alone, is_alone, map, map_rows, piece};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use rope::{rope, rope_backward};
-pub use scores::{TokenScores, exp_shifted, logits_gradient, token_scores};
+pub use scores::{TokenScores, draw_token, logits_gradient, token_scores};
 pub use swiglu::{swiglu, swiglu_backward};
 pub use team::team;
 pub use vectors::{dot, subtract};

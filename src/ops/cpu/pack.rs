@@ -38,7 +38,8 @@ pub enum Storage {
 /// Runs `$then` with `$panels` bound to the [`Panels`] of a [`PackedMatrix`].
 macro_rules! with_panels {
     ($matrix:expr, $panels:ident => $then:expr) => {{
-        use $crate::ops::cpu::blocks::{BlockFormat, Q4_0, Q4_1, Q4K, Q6K, Q8_0, with_format};
+        use $crate::ops::cpu::block_formats::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+        use $crate::ops::cpu::blocks::{BlockFormat, with_format};
         use $crate::ops::cpu::{grouped::Grouped, pack::Storage, panels::Plain};
         let in_features = $matrix.in_features;
         match &$matrix.storage {

@@ -29,9 +29,37 @@ pub fn token_scores(logits: &[f32], target: usize, inverse_temperature: f32) -> 
     let isa = Isa::current();
     let mut state = Softmax::default();
     for block in logits.chunks(BLOCK) {
-        state.add(isa, block, inverse_temperature);
+        state.join(Softmax::of(isa, block, inverse_temperature));
     }
     state.scores(logits[target], inverse_temperature)
+}
+
+/// The token at which the cumulative probability under softmax(`logits` · `inverse_temperature`), in
+/// order of ids, passes `uniform` of [0, 1), and its scores.
+///
+/// The row is read once; of its blocks, only the one that holds the token is read again.
+///
+/// # Panics
+/// When there are no logits.
+pub fn draw_token(logits: &[f32], inverse_temperature: f32, uniform: f64) -> (usize, TokenScores) {
+    let isa = Isa::current();
+    let mut state = Softmax::default();
+    let blocks: Vec<Softmax> = logits
+        .chunks(BLOCK)
+        .map(|logits| {
+            let block = Softmax::of(isa, logits, inverse_temperature);
+            state.join(block);
+            block
+        })
+        .collect();
+    let token = state.find(&blocks, uniform, |index, weights| {
+        let logits = &logits[index * BLOCK..];
+        let logits = &logits[..BLOCK.min(logits.len())];
+        let weights = &mut weights[..logits.len()];
+        exp_shifted(logits, inverse_temperature, blocks[index].max, weights);
+        logits.len()
+    });
+    (token, state.scores(logits[token], inverse_temperature))
 }
 
 /// Replace logits by the gradient of `coefficient · log-probability of target`:
@@ -49,7 +77,7 @@ pub fn logits_gradient(
 }
 
 /// `out = e^(x · factor − shift)`, element by element.
-pub fn exp_shifted(x: &[f32], factor: f32, shift: f32, out: &mut [f32]) {
+pub(super) fn exp_shifted(x: &[f32], factor: f32, shift: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     out.copy_from_slice(x);
     gradient(Isa::current(), out, factor, shift, 1.0);
@@ -76,17 +104,22 @@ impl Default for Softmax {
 }
 
 impl Softmax {
-    /// Go on with the next block of columns.
-    pub(super) fn add(&mut self, isa: Isa, logits: &[f32], inverse_temperature: f32) {
+    /// Those of one block of columns.
+    fn of(isa: Isa, logits: &[f32], inverse_temperature: f32) -> Self {
         let (max, sum, weighted) = block_sums(isa, logits, inverse_temperature);
-        if max == f32::NEG_INFINITY && sum == 0.0 {
-            return; // all columns are impossible
-        }
-        let mut block = Self {
+        Self {
             max,
             sum: f64::from(sum),
             weighted: f64::from(weighted),
-        };
+        }
+    }
+
+    /// Go on with the next block of columns.
+    fn join(&mut self, mut block: Self) {
+        let max = block.max;
+        if max == f32::NEG_INFINITY && block.sum == 0.0 {
+            return; // all columns are impossible
+        }
         let largest = if self.max > max { self.max } else { max };
         self.move_to(largest);
         block.move_to(largest);
@@ -105,6 +138,50 @@ impl Softmax {
             }
             self.max = max;
         }
+    }
+
+    /// The column at which the cumulative weight of these `blocks`, of which `self` is the whole, passes
+    /// `uniform`. `weigh` writes the weights of a block relative to its maximum, and how many there are.
+    fn find(
+        &self,
+        blocks: &[Self],
+        uniform: f64,
+        weigh: impl Fn(usize, &mut [f32; BLOCK]) -> usize,
+    ) -> usize {
+        let mut rest = uniform * self.sum;
+        let mut likely = None;
+        let mut weights = [0.0; BLOCK];
+        for (index, block) in blocks.iter().enumerate() {
+            let factor = (f64::from(block.max) - f64::from(self.max)).exp();
+            let sum = factor * block.sum;
+            // Not where it is NaN: what comes of that is the caller's to notice.
+            if sum.is_nan() || sum <= 0.0 {
+                continue;
+            }
+            likely = Some(index);
+            if rest >= sum {
+                rest -= sum;
+                continue;
+            }
+            let count = weigh(index, &mut weights);
+            let mut last = 0;
+            for (offset, &weight) in weights[..count].iter().enumerate() {
+                if weight > 0.0 {
+                    last = offset;
+                    let weight = factor * f64::from(weight);
+                    if rest < weight {
+                        break;
+                    }
+                    rest -= weight;
+                }
+            }
+            return index * BLOCK + last;
+        }
+        // Rounding left a remainder past the end: the last token with any weight.
+        let Some(index) = likely else { return 0 };
+        let count = weigh(index, &mut weights);
+        let last = weights[..count].iter().rposition(|&weight| weight > 0.0);
+        index * BLOCK + last.unwrap_or(0)
     }
 
     /// Scores of the token with this logit.
@@ -212,6 +289,31 @@ mod tests {
                 assert_eq!(isa.with(derive), (gradient.clone(), p.clone()));
             }
         }
+    }
+
+    #[test]
+    fn a_draw_inverts_the_cumulative_distribution() {
+        for columns in [1, 20, BLOCK, 3 * BLOCK + 5] {
+            let logits: Vec<f32> = noise(columns, 2).iter().map(|x| 8.0 * x).collect();
+            let weights: Vec<f64> = logits.iter().map(|&x| (f64::from(x) * 0.7).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for step in 0..=50 {
+                let uniform = (f64::from(step) / 50.0).min(1.0 - 1e-16);
+                let draw = || draw_token(&logits, 0.7, uniform);
+                let (token, scores) = draw();
+                let before: f64 = weights[..token].iter().sum();
+                assert!(before <= total * uniform * (1.0 + 1e-5));
+                assert!(before + weights[token] >= total * uniform * (1.0 - 1e-5));
+                assert_eq!(scores, token_scores(&logits, token, 0.7));
+                for isa in Isa::available() {
+                    assert_eq!(isa.with(draw), (token, scores));
+                }
+            }
+        }
+        let nan = [f32::NAN; 3];
+        assert!(draw_token(&nan, 1.0, 0.5).1.logprob.is_nan());
+        let only = [f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY];
+        assert_eq!(draw_token(&only, 1.0, 1.0 - 1e-16).0, 1);
     }
 
     #[test]

@@ -115,7 +115,10 @@ impl Formula<'_> {
             name: "loading",
             parts: vec![
                 Part::new("tensors on their way", self.weights.in_flight),
-                Part::reclaimable("the checkpoint's files, mapped", self.weights.mapped),
+                Part::reclaimable(
+                    "tensors in their files, as they are read",
+                    self.weights.mapped,
+                ),
             ],
         }
     }

@@ -16,7 +16,7 @@ pub struct WeightBytes {
     pub format: &'static str,
     /// In files that stay mapped, which the system reads again when it has taken pages back.
     pub in_files: usize,
-    /// Of the files that are mapped only while loading.
+    /// Of the tensors that are read at one time, as they are in their files.
     pub mapped: usize,
     /// Largest copies that exist while one tensor, or one on each thread, is brought into form.
     pub in_flight: usize,
@@ -40,6 +40,10 @@ impl WeightBytes {
             ..Self::default()
         };
         let threads = rayon::current_num_threads();
+        let stored = expected_tensors(config).into_iter();
+        let stored = stored.filter_map(|(name, _)| Some(raw.info(&name)?.stored_bytes));
+        // Pages are given back tensor by tensor.
+        bytes.mapped = threads * stored.max().unwrap_or(0);
         for (name, shape) in expected_tensors(config) {
             let [out, input] = shape[..] else {
                 bytes.held += shape.iter().product::<usize>() * size_of::<f32>();
@@ -69,11 +73,6 @@ impl WeightBytes {
                 };
                 bytes.in_flight = bytes.in_flight.max(out * input * copies * side_by_side);
             }
-        }
-        // A file of which anything stays mapped is so as a whole.
-        match bytes.in_files {
-            0 => bytes.mapped = raw.stored_bytes(),
-            _ => bytes.in_files = raw.stored_bytes(),
         }
         Ok(bytes)
     }
