@@ -26,17 +26,21 @@ pub struct LinearGrads<'a> {
 
 /// Gradient of the flat parameters, summed over micro-batches.
 ///
-/// Sums run in a fixed order, so they do not depend on the number of threads.
+/// Sums run in a fixed order, so they do not depend on the number of threads; those in f64 not on
+/// how pieces (a prompt with its completions) are packed into passes either: every piece is summed
+/// by itself first.
 #[derive(Debug, Clone)]
 pub struct Gradients {
     num_parameters: usize,
     sums: Sums,
+    /// x·Aᵀ and g·B of modules by slot, on a device: they are downloaded together.
+    deferred: Vec<(usize, Tensor, Tensor)>,
 }
 
 #[derive(Debug, Clone)]
 enum Sums {
     /// One row in f64: `tinylora` and `lora-xs`.
-    Total(Vec<f64>),
+    Total { sum: Vec<f64>, pass: Option<Pass> },
     /// One row a sequence, `[sequences, parameters]` in f64. `offset` is added to the sequence
     /// numbers of the current micro-batch.
     PerSequence { rows: Vec<f64>, offset: usize },
@@ -48,11 +52,22 @@ enum Sums {
     },
 }
 
+/// The pieces of the pass in progress and their sums, `[pieces, parameters]`.
+#[derive(Debug, Clone)]
+struct Pass {
+    pieces: Vec<Range<usize>>,
+    sums: Vec<f64>,
+}
+
 impl Gradients {
     pub(super) fn total(num_parameters: usize) -> Self {
         Self {
             num_parameters,
-            sums: Sums::Total(vec![0.0; num_parameters]),
+            sums: Sums::Total {
+                sum: vec![0.0; num_parameters],
+                pass: None,
+            },
+            deferred: Vec::new(),
         }
     }
 
@@ -61,6 +76,7 @@ impl Gradients {
         Self {
             num_parameters,
             sums: Sums::PerSequence { rows, offset: 0 },
+            deferred: Vec::new(),
         }
     }
 
@@ -71,6 +87,7 @@ impl Gradients {
                 sum: vec![0.0; num_parameters],
                 places,
             },
+            deferred: Vec::new(),
         }
     }
 
@@ -89,7 +106,7 @@ impl Gradients {
     /// The gradient summed over everything accumulated so far.
     pub fn sum(&self) -> Vec<f64> {
         match &self.sums {
-            Sums::Total(sum) => sum.clone(),
+            Sums::Total { sum, .. } => sum.clone(),
             Sums::Large { sum, .. } => sum.iter().map(|&x| f64::from(x)).collect(),
             Sums::PerSequence { rows, .. } => {
                 let mut sum = vec![0.0; self.num_parameters];
@@ -101,13 +118,34 @@ impl Gradients {
         }
     }
 
+    /// What follows is of a pass whose rows are these pieces, one after the other.
+    pub fn begin_pass(&mut self, pieces: Vec<Range<usize>>) {
+        if let Sums::Total { pass, .. } = &mut self.sums {
+            let sums = vec![0.0; pieces.len() * self.num_parameters];
+            *pass = Some(Pass { pieces, sums });
+        }
+    }
+
+    /// Adds the pieces of the pass to the whole, in order.
+    pub(super) fn end_pass(&mut self) {
+        if let Sums::Total { sum, pass } = &mut self.sums
+            && let Some(pass) = pass.take()
+        {
+            for piece in pass.sums.chunks_exact(self.num_parameters.max(1)) {
+                sum.iter_mut().zip(piece).for_each(|(s, x)| *s += x);
+            }
+        }
+    }
+
     /// Adds the sums of another one of the same adapter.
     ///
     /// # Errors
     /// `Error::Internal` when one of them has rows for sequences, or their sizes differ.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         match (&mut self.sums, &other.sums) {
-            (Sums::Total(sum), Sums::Total(other)) if sum.len() == other.len() => {
+            (Sums::Total { sum, .. }, Sums::Total { sum: other, .. })
+                if sum.len() == other.len() =>
+            {
                 sum.iter_mut().zip(other).for_each(|(s, x)| *s += x);
                 Ok(())
             }
@@ -126,13 +164,46 @@ impl Gradients {
     /// Forgets everything accumulated so far.
     pub fn clear(&mut self) {
         match &mut self.sums {
-            Sums::Total(sum) => sum.fill(0.0),
+            Sums::Total { sum, pass } => {
+                sum.fill(0.0);
+                *pass = None;
+            }
             Sums::Large { sum, .. } => sum.fill(0.0),
             Sums::PerSequence { rows, offset } => {
                 rows.fill(0.0);
                 *offset = 0;
             }
         }
+    }
+
+    /// Keeps x·Aᵀ and g·B `[T, r]` of the module at `slot` until the pass ends.
+    pub(super) fn defer(&mut self, slot: usize, lin: &LinearGrads<'_>) -> Result<()> {
+        let (xa, gb) = lin.low_rank.ok_or_else(|| missing("x·Aᵀ and g·B"))?;
+        self.deferred.push((slot, xa.clone(), gb.clone()));
+        Ok(())
+    }
+
+    /// What [`Self::defer`] kept, in host memory after one download.
+    pub(super) fn take_deferred(&mut self) -> Result<Vec<(usize, Tensor, Tensor)>> {
+        let deferred = std::mem::take(&mut self.deferred);
+        let sides = deferred.iter().flat_map(|(_, xa, gb)| [xa, gb]);
+        let sides: Vec<Tensor> = sides
+            .map(Tensor::flatten_all)
+            .collect::<candle_core::Result<_>>()?;
+        if sides.is_empty() {
+            return Ok(Vec::new());
+        }
+        let all = Tensor::cat(&sides, 0)?.to_device(&Device::Cpu)?;
+        let mut at = 0;
+        let mut next = |like: &Tensor| -> Result<Tensor> {
+            let len = like.elem_count();
+            at += len;
+            Ok(all.narrow(0, at - len, len)?.reshape(like.shape())?)
+        };
+        deferred
+            .iter()
+            .map(|(slot, xa, gb)| Ok((*slot, next(xa)?, next(gb)?)))
+            .collect()
     }
 
     /// Adds the gradient of the r×r core of one module.
@@ -153,12 +224,29 @@ impl Gradients {
         let (xa, gb) = (host(xa)?, host(gb)?);
         match &mut self.sums {
             Sums::Large { .. } => Err(missing("a sum in f64")),
-            Sums::Total(sum) => {
-                let mut dm = vec![0.0; r * r];
-                for (x, g) in xa.chunks_exact(r).zip(gb.chunks_exact(r)) {
-                    add_outer(&mut dm, g, x);
+            Sums::Total { sum, pass } => {
+                let dm = |rows: Range<usize>| {
+                    let mut dm = vec![0.0; r * r];
+                    let (xa, gb) = (&xa[rows.start * r..], &gb[rows.start * r..]);
+                    let pairs = xa.chunks_exact(r).zip(gb.chunks_exact(r));
+                    pairs
+                        .take(rows.len())
+                        .for_each(|(x, g)| add_outer(&mut dm, g, x));
+                    dm
+                };
+                let Some(Pass { pieces, sums }) = pass else {
+                    core(&dm(0..tokens), sum);
+                    return Ok(());
+                };
+                if pieces.last().map_or(0, |last| last.end) != tokens {
+                    return Err(missing("a piece for every row"));
                 }
-                core(&dm, sum);
+                for (rows, sum) in pieces
+                    .iter()
+                    .zip(sums.chunks_exact_mut(self.num_parameters))
+                {
+                    core(&dm(rows.clone()), sum);
+                }
                 Ok(())
             }
             Sums::PerSequence { rows, offset } => {

@@ -60,11 +60,9 @@ impl LoraModule {
         let place = |values: &[f32], shape: (usize, usize)| {
             Tensor::from_slice(values, shape, old.a.device())?.to_dtype(old.a.dtype())
         };
-        Ok(LowRank {
-            a: place(self.a(parameters), (self.r, self.inner))?,
-            m: old.m.clone(),
-            b: place(self.b(parameters), (self.out, self.r))?,
-        })
+        let a = place(self.a(parameters), (self.r, self.inner))?;
+        let b = place(self.b(parameters), (self.out, self.r))?;
+        Ok(LowRank::new(a, old.m.clone(), b))
     }
 
     /// Names and shapes of its two matrices.

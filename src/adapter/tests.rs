@@ -43,7 +43,7 @@ fn adapter(spec: &AdapterSpec, num_layers: usize, dtype: DType) -> Adapter {
 }
 
 fn delta(adapter: &Adapter, id: ModuleId) -> Vec<f64> {
-    let LowRank { a, m, b } = adapter.low_rank(id).unwrap();
+    let LowRank { a, m, b, .. } = adapter.low_rank(id).unwrap();
     let product = b.matmul(m).unwrap().matmul(a).unwrap();
     product.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -108,7 +108,7 @@ fn toy_loss(adapter: &Adapter, num_layers: usize, gradients: Option<&mut Gradien
     let mut losses = [0.0; 3];
     let mut gradients = gradients;
     for id in ModuleId::all(num_layers) {
-        let Some(LowRank { a, m, b }) = adapter.low_rank(id) else {
+        let Some(LowRank { a, m, b, .. }) = adapter.low_rank(id) else {
             continue;
         };
         let x = tensor(id.index() as u32, ROWS.len(), IN);
@@ -234,6 +234,39 @@ fn lora_xs_may_start_with_small_noise() {
     let adapter = adapter(&spec, 2, DType::F32);
     let variance = adapter.parameters().iter().map(|x| x * x).sum::<f32>() / 56.0;
     assert!((0.5e-5..2e-5).contains(&variance.sqrt()), "{variance}");
+}
+
+#[test]
+fn what_waits_on_a_device_until_the_pass_ends_adds_up_to_the_same_bits() {
+    let adapter = adapter(&AdapterSpec::default(), 2, DType::F64);
+    let (mut at_once, mut deferred) = (adapter.gradients(), adapter.gradients());
+    for gradients in [&mut at_once, &mut deferred] {
+        gradients.begin_pass(vec![0..2, 2..3]);
+    }
+    for (number, id) in adapter
+        .tying()
+        .modules
+        .clone()
+        .into_iter()
+        .rev()
+        .enumerate()
+    {
+        let (x, g) = (tensor(number as u32, 3, IN), tensor(1, 3, OUT));
+        let (xa, gb) = (tensor(2 + number as u32, 3, 2), tensor(90, 3, 2));
+        let lin = LinearGrads {
+            x: &x,
+            g: &g,
+            low_rank: Some((&xa, &gb)),
+        };
+        adapter.accumulate(id, &lin, &[0; 3], &mut at_once).unwrap();
+        let slot = adapter.slot(id).unwrap();
+        deferred.defer(slot, &lin).unwrap();
+    }
+    for gradients in [&mut at_once, &mut deferred] {
+        adapter.end_pass(&[0; 3], gradients).unwrap();
+    }
+    assert!(at_once.sum().iter().any(|&x| x != 0.0));
+    assert_eq!(at_once.sum(), deferred.sum());
 }
 
 #[test]

@@ -8,7 +8,8 @@ use candle_core::utils::cuda_is_available;
 use crate::data::hub::{Hub, HubRepo};
 use crate::model::cached_model;
 use crate::ops::cpu::Isa;
-use crate::run::environment::{self, file_field};
+use crate::ops::device;
+use crate::run::{environment, memory};
 use crate::{Error, Result};
 
 /// Below this, not even a model of half a billion parameters trains comfortably.
@@ -94,18 +95,9 @@ fn machine(report: &mut Report) {
         report
             .advise("no AVX2 and FMA (or TINYLORA_ISA=portable): kernels run several times slower");
     }
-    let kilobytes = |name: &str| {
-        let field = file_field("/proc/meminfo", name)?;
-        field.trim_end_matches(" kB").trim().parse::<u64>().ok()
-    };
-    let total = kilobytes("MemTotal").map(|kb| kb << 10);
-    let free = kilobytes("MemAvailable").map(|kb| kb << 10);
-    // What a container may use can be less than what the machine has.
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
-        .ok()
-        .and_then(|text| text.trim().parse::<u64>().ok())
-        .filter(|&limit| total.is_none_or(|total| limit < total));
-    if let (Some(total), Some(free)) = (total, free) {
+    if let (Some(total), Some(free)) = (memory::total(), memory::free()) {
+        // What a container may use can be less than what the machine has.
+        let limit = memory::group_limit();
         let shown = format!("{} GiB, {} GiB free", gib(total), gib(free));
         match limit {
             Some(limit) => report.fact("memory", format!("{shown}, limited to {} GiB", gib(limit))),
@@ -134,11 +126,17 @@ fn gpu(report: &mut Report) {
         );
     }
     if cuda_is_available() {
-        match candle_core::Device::new_cuda(0) {
-            Ok(_) => report.fact("cuda:0", "opens"),
-            Err(error) => {
+        match device::cuda_driver().map(|()| device::open_cuda(0)) {
+            Ok(Ok(_)) => report.fact("cuda:0", "opens"),
+            Ok(Err(error)) => {
                 report.fact("cuda:0", format!("does not open: {error}"));
                 report.advise("cuda:0 does not open: check nvidia-smi, or use --device cpu");
+            }
+            Err(why) => {
+                report.fact("cuda:0", "not usable: a library is missing");
+                report.advise(format!(
+                    "{why}; until then this build runs on the CPU alone"
+                ));
             }
         }
     }

@@ -14,8 +14,9 @@ use crate::config::{Config, Source};
 use crate::model::{Checkpoint as Pretrained, Model, ModelConfig};
 use crate::run::directory::{CONFIG, RUNS, RunDirectory};
 use crate::run::job::{self, Job, Place};
+use crate::run::plan::{self, WeightBytes};
 use crate::run::progress::Progress;
-use crate::run::{fs, plan, signals};
+use crate::run::{fs, signals};
 use crate::sweep::file::SweepFile;
 use crate::sweep::grid::{self, Point};
 use crate::sweep::results::{Opening, RunResult, SweepDirectory};
@@ -218,6 +219,9 @@ fn train_one(
     let started = Instant::now();
     let context = model.decoder.config.max_position_embeddings;
     let job = Job::new(point.config.clone(), &model.tokenizer, context, true)?;
+    let decoder = &model.decoder;
+    let on_cpu = decoder.placement.device.is_cpu();
+    let plan = job.plan(&decoder.config, WeightBytes::of_model(model)?, on_cpu)?;
     let path = sweep.run(&point.name);
     let resume = path.join(CONFIG).is_file();
     let directory = match resume {
@@ -230,6 +234,7 @@ fn train_one(
         directory: &directory,
         resume,
         shared: starts_untrained.then(|| sweep.untrained()),
+        sizes: plan.sizes,
         progress,
     };
     let adapter = &point.config.adapter;

@@ -12,9 +12,10 @@ use crate::config::{Config, Method, Source};
 use crate::model::Checkpoint as Pretrained;
 use crate::run::directory::{self, RunDirectory};
 use crate::run::job::{self, Job, Outcome, Place};
+use crate::run::plan::{self, Plan, WeightBytes};
 use crate::run::progress::Progress;
 use crate::run::training::Evaluation;
-use crate::run::{plan, plot};
+use crate::run::{memory, plot};
 use crate::{Error, Result, report};
 
 /// Arguments of `tinylora train`.
@@ -56,15 +57,18 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let mut config = Config::load(&source, &overrides(args, global))?;
 
     // Everything that can be refused is refused before a folder is made or weights are read.
-    config.model.device.open()?;
+    let device = config.model.device.open()?;
     let open = job::open_options(&config, global.quiet);
     let mut pretrained = Pretrained::open(&config.model.path, &open)?;
     keep_today(&mut config, resumed.as_deref(), &mut pretrained)?;
     let context = pretrained.config.max_position_embeddings;
     let job = Job::new(config, &pretrained.tokenizer, context, global.quiet)?;
     let config = &job.config;
+    let (raw, shape) = (&pretrained.weights, &pretrained.config);
+    let weights = WeightBytes::of_checkpoint(raw, shape, &config.model)?;
+    let plan = job.plan(&pretrained.config, weights, device.is_cpu())?;
     if args.dry_run {
-        let text = plan_text(&job, &pretrained)?;
+        let text = plan_text(&job, &pretrained, &plan)?;
         return print(out, &text);
     }
 
@@ -82,6 +86,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         directory: &directory,
         resume: resumed.is_some(),
         shared: None,
+        sizes: plan.sizes,
         progress,
     };
     let outcome = job.train(&model, &place).map_err(|error| match error {
@@ -96,6 +101,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         run: directory.path(),
         seconds: started.elapsed().as_secs_f64(),
         outcome: &outcome,
+        plan: &plan,
     };
     let what = match config.method {
         Method::Grpo => "reward",
@@ -110,6 +116,9 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         outcome.trained_parameters,
         plan::bytes(size)
     ));
+    if let Some(text) = plan.compared() {
+        progress.line(&text);
+    }
     if let Some(text) = &outcome.text {
         progress.line(&format!("as text, for --adapter: {text}"));
     }
@@ -161,7 +170,7 @@ pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<()> {
 }
 
 /// `--dry-run`: what would be done, as a configuration file with remarks.
-fn plan_text(job: &Job, pretrained: &Pretrained) -> Result<String> {
+fn plan_text(job: &Job, pretrained: &Pretrained, plan: &Plan) -> Result<String> {
     let Job { config, data, .. } = job;
     let model = &pretrained.config;
     let steps = job.steps();
@@ -170,13 +179,8 @@ fn plan_text(job: &Job, pretrained: &Pretrained) -> Result<String> {
     let mut remarks = vec![
         format!("{} problems, {steps} steps", data.len()),
         format!("{trained} trained parameters, {size}"),
-        "memory, about:".to_owned(),
     ];
-    let memory = plan::memory(config, model, data.longest_prompt());
-    let total = memory.iter().map(|(_, size)| size).sum();
-    for (what, size) in memory.into_iter().chain([("in all".to_owned(), total)]) {
-        remarks.push(format!("  {:>9}  {what}", plan::bytes(size)));
-    }
+    remarks.extend(plan.to_string().lines().map(str::to_owned));
     remarks.push("the first prompt as the model sees it:".to_owned());
     remarks.extend(data.first_prompt().lines().map(|line| format!("  {line}")));
     let remarks: String = remarks.iter().map(|line| format!("# {line}\n")).collect();
@@ -188,6 +192,7 @@ struct Summary<'a> {
     run: &'a Path,
     seconds: f64,
     outcome: &'a Outcome,
+    plan: &'a Plan,
 }
 
 impl Summary<'_> {
@@ -198,6 +203,8 @@ impl Summary<'_> {
             "steps": self.outcome.steps,
             "seconds": self.seconds,
             "trained_parameters": self.outcome.trained_parameters,
+            "planned_memory_bytes": self.plan.peak(),
+            "peak_memory_bytes": memory::peak(),
             "eval_before": scores(self.outcome.before()),
             "eval_after": scores(self.outcome.after()),
         })

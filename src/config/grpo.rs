@@ -119,12 +119,15 @@ pub struct GrpoConfig {
     #[serde(alias = "vllm_importance_sampling_clip_min")]
     pub importance_sampling_clip_min: Option<f64>,
 
-    /// Tokens of one forward/backward pass. Groups stay together unless one alone is larger.
-    pub micro_batch_tokens: usize,
+    /// Tokens of one forward/backward pass. Groups stay together unless one alone is larger. Unset:
+    /// 2048, and where memory is short fewer, but whole groups: on the CPU with the same bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_tokens: Option<usize>,
     /// Memory, in GB, for what updates need of a forward pass: the inputs of all blocks, kept while
     /// sampling, or a pass's activations. What does not fit is computed again; the gradient is the
-    /// same to the bit on the CPU.
-    pub activation_memory_gb: f64,
+    /// same to the bit on the CPU. Unset: 2, less where memory is short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation_memory_gb: Option<f64>,
     /// Compute each block's activations again on the way back instead of keeping them; absent: when
     /// they would be large.
     pub gradient_checkpointing: Option<bool>,
@@ -159,19 +162,14 @@ impl Default for GrpoConfig {
             importance_sampling_mode: ImportanceSamplingMode::TokenTruncate,
             importance_sampling_clip_max: Some(2.0),
             importance_sampling_clip_min: None,
-            micro_batch_tokens: 2048,
-            activation_memory_gb: 2.0,
+            micro_batch_tokens: None,
+            activation_memory_gb: None,
             gradient_checkpointing: None,
         }
     }
 }
 
 impl GrpoConfig {
-    /// [`Self::activation_memory_gb`] in bytes.
-    pub fn activation_memory(&self) -> usize {
-        (self.activation_memory_gb * 1e9) as usize
-    }
-
     /// Optimizer updates made from one generation batch.
     pub fn updates_per_step(&self) -> usize {
         self.steps_per_generation * self.num_iterations
@@ -190,14 +188,18 @@ impl GrpoConfig {
             ("grpo.steps_per_generation", self.steps_per_generation),
             ("grpo.num_iterations", self.num_iterations),
             ("grpo.max_completion_length", self.max_completion_length),
-            ("grpo.micro_batch_tokens", self.micro_batch_tokens),
+            (
+                "grpo.micro_batch_tokens",
+                self.micro_batch_tokens.unwrap_or(1),
+            ),
         ] {
             check(value >= 1, key, value, || "must be at least 1".into())?;
         }
+        let memory = self.activation_memory_gb.unwrap_or(0.0);
         check(
-            self.activation_memory_gb >= 0.0 && self.activation_memory_gb.is_finite(),
+            memory >= 0.0 && memory.is_finite(),
             "grpo.activation_memory_gb",
-            self.activation_memory_gb,
+            memory,
             || "must be 0 or more".into(),
         )?;
         check(

@@ -15,6 +15,7 @@ mod reward;
 mod rollout;
 mod schema;
 mod sft;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -34,6 +35,7 @@ pub use reward::RewardConfig;
 pub use rollout::RolloutConfig;
 pub(crate) use schema::nearest;
 pub use sft::SftConfig;
+pub use sizes::Sizes;
 pub use train::{EvalConfig, Method, TrainConfig};
 
 use crate::adapter::AdapterSpec;
@@ -62,6 +64,7 @@ pub struct Config {
 const FREE_ON_RESUME: &[&str] = &[
     "model.path",
     "model.device",
+    "model.memory_gb",
     "data.train",
     "data.data_dir",
     "rollout.max_batch_size",

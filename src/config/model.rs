@@ -56,10 +56,15 @@ pub struct ModelSection {
     /// Leave bf16 and f16 weights in their file instead of copying them into memory: a model starts at once and
     /// shares its pages with other processes, but decodes up to half as fast. On the CPU; the same bits.
     pub mmap: bool,
-    /// `cpu`, `cuda`, `cuda:1`, `metal`; `auto` takes the GPU this build supports, else the CPU.
+    /// `cpu`, `cuda`, `cuda:1`, `metal`; `auto` takes the GPU that this build supports if its driver is
+    /// there, else the CPU.
     pub device: DeviceSpec,
     /// Start from random weights when `path` is a directory that has none.
     pub random_init: bool,
+    /// Memory that a training may take, in GB. Sizes that are not set are chosen to fit, and what
+    /// cannot fit is refused. Unset: four fifths of what is free when it starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_gb: Option<f64>,
 }
 
 impl ModelSection {
@@ -67,14 +72,21 @@ impl ModelSection {
     pub fn validate(&self) -> Result<()> {
         check(!self.path.trim().is_empty(), "model.path", "\"\"", || {
             "name a Hugging Face directory, a .gguf file or a hub id".into()
-        })
+        })?;
+        let memory = self.memory_gb.unwrap_or(1.0);
+        check(
+            memory > 0.0 && memory.is_finite(),
+            "model.memory_gb",
+            memory,
+            || "must be above 0".into(),
+        )
     }
 }
 
 /// Where tensors live.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceSpec {
-    /// The GPU this build supports, else the CPU.
+    /// The GPU this build supports if its driver is there, else the CPU.
     #[default]
     Auto,
     Cpu,
@@ -89,17 +101,21 @@ impl DeviceSpec {
     /// # Errors
     /// [`Error::Config`] when this build or this machine does not have it.
     pub fn open(self) -> Result<candle_core::Device> {
+        use crate::ops::device;
         use candle_core::{Device, utils};
-        let cuda = |n| {
-            Device::new_cuda(n).map_err(|e| Error::config(format!("cannot open cuda:{n}: {e}")))
-        };
         let metal =
             || Device::new_metal(0).map_err(|e| Error::config(format!("cannot open metal: {e}")));
         match self {
-            Self::Auto if utils::cuda_is_available() => cuda(0),
+            Self::Auto if utils::cuda_is_available() => match device::cuda_driver() {
+                Ok(()) => device::open_cuda(0),
+                Err(why) => {
+                    tracing::warn!("{why}: going on with the CPU");
+                    Ok(Device::Cpu)
+                }
+            },
             Self::Auto if utils::metal_is_available() => metal(),
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(n) if utils::cuda_is_available() => cuda(n),
+            Self::Cuda(n) if utils::cuda_is_available() => device::open_cuda(n),
             Self::Metal if utils::metal_is_available() => metal(),
             Self::Cuda(_) => Err(Error::config(format!(
                 "device {self}: this binary was built without CUDA; use --device cpu or another build"

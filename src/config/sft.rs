@@ -15,8 +15,10 @@ pub struct SftConfig {
     pub max_length: Option<usize>,
     /// Loss on the solution only; `false` trains on the prompt's tokens too.
     pub completion_only_loss: bool,
-    /// Tokens of one forward/backward pass; examples are packed into it without padding.
-    pub micro_batch_tokens: usize,
+    /// Tokens of one forward/backward pass; examples are packed into it without padding. Unset: 2048,
+    /// fewer where memory is short, as `grpo.micro_batch_tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch_tokens: Option<usize>,
     /// Compute each block's activations again on the way back instead of keeping them; absent: when
     /// they would be large.
     pub gradient_checkpointing: Option<bool>,
@@ -28,7 +30,7 @@ impl Default for SftConfig {
             examples_per_step: 32,
             max_length: Some(1024),
             completion_only_loss: true,
-            micro_batch_tokens: 2048,
+            micro_batch_tokens: None,
             gradient_checkpointing: None,
         }
     }
@@ -39,7 +41,10 @@ impl SftConfig {
     pub fn validate(&self) -> Result<()> {
         for (key, value) in [
             ("sft.examples_per_step", self.examples_per_step),
-            ("sft.micro_batch_tokens", self.micro_batch_tokens),
+            (
+                "sft.micro_batch_tokens",
+                self.micro_batch_tokens.unwrap_or(1),
+            ),
         ] {
             check(value >= 1, key, value, || "must be at least 1".into())?;
         }

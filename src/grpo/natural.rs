@@ -119,7 +119,7 @@ impl GrpoTrainer<'_> {
             .iter()
             .map(|item| self.prompt(rollouts, item.group).len() + tokens(item).len() - 1)
             .collect();
-        let runs = pack(&sizes, self.config.micro_batch_tokens);
+        let runs = pack(&sizes, self.sampler.sizes.pass_tokens);
         for (done, run) in runs.iter().enumerate() {
             signals::check()?;
             let mut batch = Batch::default();

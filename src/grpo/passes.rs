@@ -169,7 +169,7 @@ impl GrpoTrainer<'_> {
                 self.config.gradient_checkpointing,
                 &self.decoder.config,
                 rows,
-                self.config.activation_memory(),
+                self.sampler.sizes.activation_memory,
             )),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::advantages::{Advantages, advantages};
 use crate::adapter::Adapter;
-use crate::config::GrpoConfig;
+use crate::config::{GrpoConfig, Sizes};
 use crate::data::DataOrder;
 use crate::data::prompts::PromptedProblem;
 use crate::model::{BatchInputs, GroupInputs};
@@ -49,6 +49,7 @@ pub struct Sampler<'a> {
     /// Ids that end a completion.
     pub eos: Vec<u32>,
     pub seed: u64,
+    pub sizes: Sizes,
 }
 
 impl Sampler<'_> {
@@ -65,7 +66,7 @@ impl Sampler<'_> {
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Rollouts> {
         let wanted = self.config.prompts_per_step;
-        self.engine.record(self.config.activation_memory());
+        self.engine.record(self.sizes.activation_memory);
         let mut drawn = wanted as u64;
         let mut groups = self.rollout(adapter, step, position, wanted, on_progress)?;
         let mut advantages = self.judge(&groups)?;

@@ -8,10 +8,13 @@ use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, to
 use super::*;
 use crate::Result;
 use crate::adapter::{Adapter, AdapterKind, AdapterSpec, BaseModel, SvdCache};
-use crate::config::{GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind};
+use crate::config::{
+    GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind, Sizes,
+};
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
 use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
+use crate::ops::Backend;
 use crate::optim::Learner;
 use crate::reward::{Grader, RewardSet};
 use crate::rollout::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
@@ -41,6 +44,7 @@ struct World {
     problems: Vec<PromptedProblem>,
     config: GrpoConfig,
     optim: OptimConfig,
+    sizes: Sizes,
 }
 
 impl World {
@@ -65,6 +69,7 @@ impl World {
                 learning_rate: 0.01,
                 ..OptimConfig::default()
             },
+            sizes: Sizes::default(),
         }
     }
 
@@ -84,6 +89,7 @@ impl World {
             order: DataOrder::new(1, self.problems.len()),
             eos: vec![0],
             seed: 1,
+            sizes: self.sizes,
         };
         let adapter = fixtures::adapter(&self.decoder);
         GrpoTrainer::new(
@@ -319,15 +325,68 @@ fn the_sampler_and_the_trainer_agree_to_the_bit_on_the_cpu() {
 }
 
 #[test]
+fn a_step_on_the_portable_path_gives_the_same_numbers() {
+    let portable = Placement {
+        backend: Backend::Portable,
+        ..cpu()
+    };
+    for natural in [false, true] {
+        let train = |placement: Placement| {
+            let world = World::new(placement, config());
+            let world = if natural { world.natural() } else { world };
+            world.train(1)
+        };
+        let (fast, outputs) = train(cpu());
+        assert_learns(&outputs);
+        let (v, portable_outputs) = train(portable.clone());
+        let texts = |outputs: &[StepOutput]| -> Vec<String> {
+            let rows = outputs.iter().flat_map(|output| &output.completions);
+            rows.map(|row| row.completion.clone()).collect()
+        };
+        assert_eq!(texts(&portable_outputs), texts(&outputs));
+        assert!(fast.iter().any(|&v| v != 0.0));
+        assert_near(&v, &fast, 1e-5);
+    }
+}
+
+#[test]
 fn micro_batches_do_not_change_the_update() {
     let whole = World::new(cpu(), config()).train(2);
     assert_learns(&whole.1);
     for micro_batch_tokens in [1, 30] {
         let cut = GrpoConfig {
-            micro_batch_tokens,
+            micro_batch_tokens: Some(micro_batch_tokens),
             ..config()
         };
         assert_near(&World::new(cpu(), cut).train(2).0, &whole.0, 1e-5);
+    }
+}
+
+#[test]
+fn sizes_taken_from_memory_change_no_bit_on_the_cpu() {
+    for natural in [false, true] {
+        let train = |sizes: Sizes| {
+            let mut world = World::new(cpu(), config());
+            world.sizes = sizes;
+            let world = if natural { world.natural() } else { world };
+            let (v, outputs) = world.train(2);
+            let mut metrics = Vec::new();
+            for output in &outputs {
+                let timeless = |name: &str| !name.contains("time") && !name.contains("second");
+                let all = output.metrics.iter().filter(|(name, _)| timeless(name));
+                metrics.extend(all.map(|(name, value)| (name.to_owned(), value.to_bits())));
+            }
+            (v, metrics)
+        };
+        let whole = train(Sizes::default());
+        for (pass_tokens, activation_memory) in [(1, 0), (30, 1 << 30), (30, 5000)] {
+            let small = train(Sizes {
+                pass_tokens,
+                activation_memory,
+                ..Sizes::default()
+            });
+            assert_eq!(small, whole);
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub struct GrpoTrainer<'a> {
     pub(super) config: &'a GrpoConfig,
     pub(super) loss: LossParams,
     pub(super) decoder: &'a Decoder,
-    sampler: Sampler<'a>,
+    pub(super) sampler: Sampler<'a>,
     pub(super) learner: Learner,
     step: u64,
     position: u64,
@@ -208,14 +208,15 @@ impl<'a> GrpoTrainer<'a> {
     }
 
     /// The items that are `members`, as indices, cut into passes: whole groups, up to
-    /// `micro_batch_tokens` rows; a group that is larger by itself is cut.
+    /// [`Sizes::pass_tokens`](crate::config::Sizes) rows; a group of more than
+    /// [`GrpoConfig::cut_tokens`] is cut, with the prompt in every piece.
     pub(super) fn micro_batches(
         &self,
         rollouts: &Rollouts,
         items: &[Item],
         members: impl Fn(&Item) -> bool,
     ) -> Vec<Vec<usize>> {
-        let limit = self.config.micro_batch_tokens;
+        let limit = self.config.cut_tokens();
         let mut pieces: Vec<(Vec<usize>, usize)> = Vec::new();
         for (i, item) in items.iter().enumerate().filter(|(_, item)| members(item)) {
             // The last token of a completion has no row.
@@ -232,7 +233,7 @@ impl<'a> GrpoTrainer<'a> {
         }
         let sizes: Vec<usize> = pieces.iter().map(|(_, rows)| *rows).collect();
         let own = |run: Range<usize>| pieces[run].iter().flat_map(|(own, _)| own.clone());
-        pack(&sizes, limit)
+        pack(&sizes, self.sampler.sizes.pass_tokens)
             .into_iter()
             .map(|run| own(run).collect())
             .collect()
@@ -355,7 +356,8 @@ impl Sums {
     }
 
     pub(super) fn add_entropies(&mut self, scores: &Scores) {
-        self.entropy += scores.entropies.iter().sum::<f64>();
+        // One by one: the sum must not depend on what was packed together.
+        scores.entropies.iter().for_each(|e| self.entropy += e);
         self.tokens += scores.entropies.len();
     }
 

@@ -18,6 +18,9 @@ use super::kv_cache::{KvCache, heads};
 use super::layer_inputs::{BatchInputs, Recorder};
 use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
 use crate::ops::attention::{self, Heads, KvLayer};
+use crate::ops::causal::CausalTable;
+use crate::ops::device::reuse_sizes;
+use crate::ops::lanes::Step;
 use crate::ops::linear::{self, Matrix};
 use crate::ops::rope::{RopeTable, Rotation};
 use crate::ops::{Backend, Layout, Span, add, head, rms_norm, rope, swiglu};
@@ -31,6 +34,7 @@ pub struct Decoder {
     pub weights: Weights,
     pub placement: Placement,
     rope: RopeTable,
+    causal: CausalTable,
 }
 
 /// What a training forward pass keeps of each block.
@@ -94,6 +98,10 @@ struct Pass<'a> {
     adapter: Option<&'a Adapter>,
     spans: &'a [Span],
     rotation: &'a Rotation,
+    /// A mask that is large enough, on the portable path.
+    causal: Option<Tensor>,
+    /// Decoding on the portable path.
+    step: Option<&'a Step>,
 }
 
 /// Where the gradient of the adapter goes.
@@ -112,14 +120,14 @@ impl Decoder {
             weights,
             placement,
             rope,
+            causal: CausalTable::default(),
         }
     }
 
-    /// Whether the products of a decoding step are too small to share between threads, which then
-    /// better work on different sequences: under ten million weights, on the CPU.
+    /// Whether threads better work on different sequences than share products: a model that is small
+    /// ([`Flops::is_small`]), on the CPU.
     pub fn is_small(&self) -> bool {
-        const SMALL: f64 = 2e7;
-        self.placement.backend == Backend::Cpu && Flops::new(&self.config).linear() < SMALL
+        self.placement.backend == Backend::Cpu && Flops::new(&self.config).is_small()
     }
 
     /// An empty cache for [`Self::forward`].
@@ -153,8 +161,11 @@ impl Decoder {
             .flat_map(|s| (s.pos..s.pos + s.len).map(|p| p as u32))
             .collect();
         let rotation = self.rotation(positions)?;
-        let pass = self.pass(adapter, spans, &rotation);
+        let step = cache.step(spans, rotation.index(), |len| self.triangle(len))?;
+        let mut pass = self.pass(adapter, spans, &rotation)?;
+        pass.step = step.as_ref();
         let mut x = pass.weights.embedding.rows(tokens)?;
+        let _sizes = step.is_some().then(|| reuse_sizes(&self.placement.device));
         for (layer, kv) in cache.layers.iter_mut().enumerate() {
             signals::check()?;
             if let Some(recorder) = &mut recorder {
@@ -178,7 +189,7 @@ impl Decoder {
     ) -> Result<Tape> {
         let rotation = self.rotation(layout.positions())?;
         let spans = layout.spans();
-        let pass = self.pass(adapter, &spans, &rotation);
+        let pass = self.pass(adapter, &spans, &rotation)?;
         let mut x = pass.weights.embedding.rows(tokens)?;
         let mut blocks = Vec::with_capacity(self.config.num_hidden_layers);
         for layer in 0..self.config.num_hidden_layers {
@@ -250,8 +261,9 @@ impl Decoder {
     ) -> Result<()> {
         let layout = &tape.layout;
         let spans = layout.spans();
-        let pass = self.pass(Some(adapter), &spans, &tape.rotation);
+        let pass = self.pass(Some(adapter), &spans, &tape.rotation)?;
         let full = adapter.trains_weights();
+        gradients.begin_pass(layout.pieces());
         let (mut g, dnorm) = rms_norm::backward(
             self.placement.backend,
             &tape.last,
@@ -266,7 +278,7 @@ impl Decoder {
         let lowest = adapter.lowest_layer();
         for (layer, kept) in tape.blocks.into_iter().enumerate().rev() {
             if layer < lowest {
-                return Ok(());
+                break;
             }
             signals::check()?;
             let kept = match kept {
@@ -286,7 +298,7 @@ impl Decoder {
         if full {
             gradients.add_embedding(&tape.tokens, &g)?;
         }
-        Ok(())
+        adapter.end_pass(row_sequences, gradients)
     }
 
     /// The activations of a block from its input.
@@ -323,14 +335,28 @@ impl Decoder {
         adapter: Option<&'a Adapter>,
         spans: &'a [Span],
         rotation: &'a Rotation,
-    ) -> Pass<'a> {
-        Pass {
+    ) -> Result<Pass<'a>> {
+        let causal = match self.placement.backend {
+            Backend::Cpu => None,
+            Backend::Portable => {
+                let end = spans.iter().map(|span| span.pos + span.len).max();
+                Some(self.triangle(end.unwrap_or(0))?)
+            }
+        };
+        Ok(Pass {
             decoder: self,
             weights: self.weights_for(adapter),
             adapter,
             spans,
             rotation,
-        }
+            causal,
+            step: None,
+        })
+    }
+
+    fn triangle(&self, len: usize) -> Result<Tensor> {
+        let Placement { device, dtype, .. } = &self.placement;
+        self.causal.triangle(len, *dtype, device)
     }
 
     fn rotation(&self, positions: Vec<u32>) -> Result<Rotation> {
@@ -393,12 +419,17 @@ impl Pass<'_> {
 
         let normed = rms_norm::forward(backend, &x, &block.input_norm, eps)?;
         let q = apply(ModuleKind::Q, &normed)?;
+        let q = rope::forward(backend, q, self.rotation, heads.query)?;
         let k = apply(ModuleKind::K, &normed)?;
+        let k = rope::forward(backend, k, self.rotation, heads.key_value)?;
         let v = apply(ModuleKind::V, &normed)?;
-        let q = rope::forward(backend, &q, self.rotation, heads.query)?;
-        let k = rope::forward(backend, &k, self.rotation, heads.key_value)?;
-        kv.append(self.spans, &k, &v, heads)?;
-        let (out, lse) = attention::forward(&q, self.spans, kv, heads, keep)?;
+        let (out, lse) = match self.step {
+            Some(step) => (kv.decode(step, &q, &k, &v, heads)?, None),
+            None => {
+                kv.append(self.spans, &k, &v, heads)?;
+                attention::forward(&q, self.spans, kv, heads, keep, self.causal.as_ref())?
+            }
+        };
         let middle = add::forward(backend, apply(ModuleKind::O, &out)?, &x)?;
 
         let middle_normed = rms_norm::forward(backend, &middle, &block.post_attention_norm, eps)?;
@@ -452,32 +483,63 @@ impl Pass<'_> {
         let block = &self.weights.blocks[layer];
         let backend = self.decoder.placement.backend;
         let heads = self.decoder.heads();
+        let Activations {
+            x,
+            normed,
+            attention,
+            middle,
+            middle_normed,
+            gate,
+            up,
+            activated,
+            side,
+        } = kept;
         let mut back = |kind: ModuleKind, x: &Tensor, g: &Tensor| -> Result<Tensor> {
             let id = ModuleId::new(layer, kind);
             let (dx, gb) = linear::backward(g, block.linear(kind), adapter.low_rank(id))?;
-            let low_rank = kept.side[kind.index()].as_ref().zip(gb.as_ref());
+            let low_rank = side[kind.index()].as_ref().zip(gb.as_ref());
             let grads = LinearGrads { x, g, low_rank };
             adapter.accumulate(id, &grads, row_sequences, gradients)?;
             Ok(dx)
         };
 
-        let dactivated = back(ModuleKind::Down, &kept.activated, &g)?;
-        let (dgate, dup) = swiglu::backward(backend, &kept.gate, &kept.up, &dactivated)?;
-        let dgate = back(ModuleKind::Gate, &kept.middle_normed, &dgate)?;
-        let dup = back(ModuleKind::Up, &kept.middle_normed, &dup)?;
-        let dnormed = add::forward(backend, dgate, &dup)?;
-        let (dmiddle, dpost) = self.norm_backward(block, Norm::Post, &kept.middle, &dnormed)?;
+        // What is no longer needed is dropped at once: these tensors are the peak of an update.
+        let dactivated = back(ModuleKind::Down, &activated, &g)?;
+        drop(activated);
+        let (dgate, dup) = swiglu::backward(backend, &gate, &up, &dactivated)?;
+        drop((gate, up, dactivated));
+        let dnormed = {
+            let through_gate = back(ModuleKind::Gate, &middle_normed, &dgate)?;
+            drop(dgate);
+            let through_up = back(ModuleKind::Up, &middle_normed, &dup)?;
+            add::forward(backend, through_gate, &through_up)?
+        };
+        drop((dup, middle_normed));
+        let (dmiddle, dpost) = self.norm_backward(block, Norm::Post, &middle, &dnormed)?;
+        drop((middle, dnormed));
         let g = add::forward(backend, dmiddle, &g)?;
 
-        let dout = back(ModuleKind::O, &kept.attention.out, &g)?;
-        let (dq, dk, dv) = attention::backward(backend, &kept.attention, &dout, layout, heads)?;
-        let dq = rope::backward(backend, &dq, self.rotation, heads.query)?;
-        let dk = rope::backward(backend, &dk, self.rotation, heads.key_value)?;
-        let dq = back(ModuleKind::Q, &kept.normed, &dq)?;
-        let dk = back(ModuleKind::K, &kept.normed, &dk)?;
-        let dv = back(ModuleKind::V, &kept.normed, &dv)?;
-        let dnormed = add::forward(backend, add::forward(backend, dq, &dk)?, &dv)?;
-        let (dx, dinput) = self.norm_backward(block, Norm::Input, &kept.x, &dnormed)?;
+        let dout = back(ModuleKind::O, &attention.out, &g)?;
+        let (dq, dk, dv) = attention::backward(
+            backend,
+            &attention,
+            &dout,
+            layout,
+            heads,
+            self.causal.as_ref(),
+        )?;
+        drop((attention, dout));
+        let dq = rope::backward(backend, dq, self.rotation, heads.query)?;
+        let dk = rope::backward(backend, dk, self.rotation, heads.key_value)?;
+        let dnormed = {
+            let through_q = back(ModuleKind::Q, &normed, &dq)?;
+            let through_k = back(ModuleKind::K, &normed, &dk)?;
+            let through_v = back(ModuleKind::V, &normed, &dv)?;
+            let sum = add::forward(backend, through_q, &through_k)?;
+            add::forward(backend, sum, &through_v)?
+        };
+        drop((dq, dk, dv, normed));
+        let (dx, dinput) = self.norm_backward(block, Norm::Input, &x, &dnormed)?;
 
         if let (Some(dpost), Some(dinput)) = (dpost, dinput) {
             gradients.add_weight(&post_attention_norm_name(layer), &dpost)?;

@@ -23,6 +23,13 @@ impl<'a> Flops<'a> {
         2.0 * (c.num_hidden_layers * (attention + mlp)) as f64
     }
 
+    /// Whether the products of a decoding step are too small to share between threads, which then
+    /// better work on different sequences: under ten million weights.
+    pub fn is_small(&self) -> bool {
+        const SMALL: f64 = 2e7;
+        self.linear() < SMALL
+    }
+
     /// The output head for one token.
     pub fn head(&self) -> f64 {
         2.0 * (self.config.vocab_size * self.config.hidden_size) as f64

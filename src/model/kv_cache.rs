@@ -2,8 +2,11 @@
 
 use super::config::ModelConfig;
 use crate::Result;
-use crate::ops::Backend;
+use candle_core::Tensor;
+
 use crate::ops::attention::{Heads, KvLayer};
+use crate::ops::lanes::{LaneMap, LaneRow, Step};
+use crate::ops::{Backend, Span};
 
 /// A sequence in a [`KvCache`].
 pub type SlotId = usize;
@@ -14,10 +17,13 @@ pub type SlotId = usize;
 pub struct KvCache {
     pub(super) layers: Vec<KvLayer>,
     slots: Vec<Option<Slot>>,
+    /// On the portable path: who decodes in which lane.
+    lanes: Option<LaneMap>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
+    parent: Option<SlotId>,
     /// Rows before its own: the parent's length.
     before: usize,
     capacity: usize,
@@ -31,6 +37,7 @@ impl KvCache {
                 .map(|_| KvLayer::new(backend, heads))
                 .collect(),
             slots: Vec::new(),
+            lanes: (backend == Backend::Portable).then(LaneMap::default),
         }
     }
 
@@ -46,6 +53,7 @@ impl KvCache {
             self.slots.push(None);
         }
         self.slots[slot] = Some(Slot {
+            parent: parent.map(|(parent, _)| parent),
             before: parent.map_or(0, |(_, len)| len),
             capacity,
         });
@@ -65,9 +73,45 @@ impl KvCache {
     /// Gives a slot back. Its children must have been freed before.
     pub fn free(&mut self, slot: SlotId) {
         self.slots[slot] = None;
+        if let Some(lanes) = &mut self.lanes {
+            lanes.free(slot);
+        }
         for layer in &mut self.layers {
             layer.free(slot);
         }
+    }
+
+    /// How to decode one more token of sequences behind prompts on the portable path, all of them with
+    /// one product a layer; `None` for every other pass.
+    ///
+    /// `index` are the positions of the rows on the device, `triangle` gives a causal mask.
+    pub(super) fn step(
+        &mut self,
+        spans: &[Span],
+        index: Option<&Tensor>,
+        triangle: impl FnOnce(usize) -> Result<Tensor>,
+    ) -> Result<Option<Step>> {
+        let (Some(lanes), Some(index)) = (&mut self.lanes, index) else {
+            return Ok(None);
+        };
+        let mut rows = Vec::with_capacity(spans.len());
+        for span in spans {
+            match self.slots.get(span.slot).copied().flatten() {
+                // A completion of several tokens, of which this is one.
+                Some(Slot {
+                    parent: Some(parent),
+                    before,
+                    capacity,
+                }) if span.len == 1 && capacity > 1 => rows.push(LaneRow {
+                    slot: span.slot,
+                    parent,
+                    before,
+                    pos: span.pos,
+                }),
+                _ => return Ok(None),
+            }
+        }
+        lanes.step(&rows, index, triangle).map(Some)
     }
 
     /// Whether rows `pos..pos + len` fit into a slot.

@@ -218,6 +218,26 @@ fn a_shared_prompt_gives_the_scores_and_gradient_of_separate_ones() {
 }
 
 #[test]
+fn pieces_give_the_same_bits_in_one_pass_and_in_several() {
+    let decoder = decoder(Placement::cpu(DType::F32));
+    let (adapter, batch) = (adapter(&decoder), grouped());
+    let together = gradient(&decoder, &adapter, &batch, Keep::Inputs);
+    let mut one_by_one = adapter.gradients();
+    let mut coefficients = coefficients(&batch).into_iter();
+    for (prompt, completions) in [(&PROMPT[..], &COMPLETIONS[..]), (&[1], &COMPLETIONS[..2])] {
+        let mut batch = Batch::default();
+        batch.push_group(prompt, completions).expect("valid");
+        let own = coefficients.by_ref().take(batch.targets.len()).collect();
+        let known = Coefficients::Known(own);
+        let keep = Keep::Inputs.into();
+        decoder
+            .accumulate_gradients(&adapter, &batch, 0.7, keep, known, &mut one_by_one)
+            .expect("gradients");
+    }
+    assert_eq!(one_by_one.sum(), together.sum());
+}
+
+#[test]
 fn per_sequence_gradients_add_up() {
     let decoder = decoder(portable(DType::F64));
     let (adapter, batch) = (adapter(&decoder), separate());

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
@@ -25,6 +26,8 @@ pub struct RawWeights {
     files: Vec<MappedFile>,
     entries: BTreeMap<String, Entry>,
     hash: OnceLock<String>,
+    /// Stored bytes asked for so far: how far hashing and loading are.
+    touched: Arc<AtomicUsize>,
 }
 
 /// What is known of a tensor without reading it.
@@ -136,6 +139,7 @@ impl RawWeights {
             files,
             entries,
             hash: OnceLock::new(),
+            touched: Arc::default(),
         }
     }
 
@@ -166,6 +170,11 @@ impl RawWeights {
             .filter_map(|name| self.info(name))
             .map(|info| info.stored_bytes)
             .sum()
+    }
+
+    /// A counter of the stored bytes that are asked for.
+    pub fn touched(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.touched)
     }
 
     /// The elements of a tensor in the element type it is stored in; quantised blocks give f32.
@@ -222,6 +231,18 @@ impl RawWeights {
             None => Cow::Borrowed(bytes),
         };
         Ok(Some(PackedMatrix::pack_blocks(format, &rows, out, input)))
+    }
+
+    /// Whether [`Self::blocks`] gives a matrix.
+    pub fn has_blocks(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| {
+            let encoding = match entry.location {
+                Location::File { encoding, .. } => Some(encoding),
+                Location::Random(_) => None,
+            };
+            matches!(encoding, Some(Encoding::Blocks(block)) if block.kernels().is_some())
+                && entry.shape.len() == 2
+        })
     }
 
     /// A matrix of two-byte floats for products, left in its file. `None` for other encodings and for
@@ -374,6 +395,7 @@ impl RawWeights {
         else {
             return Ok(&[]);
         };
+        self.touched.fetch_add(len, Ordering::Relaxed);
         let file = &self.files[file];
         let range = offset..offset.saturating_add(len);
         file.bytes.get(range).ok_or_else(|| {

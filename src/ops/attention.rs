@@ -3,9 +3,10 @@
 //! Rows belong to sequences in slots of a [`KvLayer`]; a slot may have a parent slot (the prompt of
 //! its group), whose keys precede its own. softmax(q kᵀ / √head_dim) v, head by head.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 
 use super::cpu::{self, KvStore};
+use super::lanes::{Lanes, Step};
 use super::rms_norm::wide;
 use super::{Backend, Layout, Span, cpu_slice, from_cpu};
 use crate::{Error, Result};
@@ -19,7 +20,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    fn scale(self) -> f64 {
+    pub(super) fn scale(self) -> f64 {
         1.0 / (self.dim as f64).sqrt()
     }
 }
@@ -28,7 +29,11 @@ impl Heads {
 #[derive(Debug)]
 pub enum KvLayer {
     Cpu(KvStore),
-    Portable(Vec<Option<KvSlot>>),
+    Portable {
+        slots: Vec<Option<KvSlot>>,
+        /// Sequences that grow token by token.
+        lanes: Lanes,
+    },
 }
 
 /// One sequence on the portable path: `[len, key_value heads, head_dim]` each, once it has rows.
@@ -42,7 +47,10 @@ impl KvLayer {
     pub fn new(backend: Backend, heads: Heads) -> Self {
         match backend {
             Backend::Cpu => Self::Cpu(KvStore::new(heads.key_value, heads.dim)),
-            Backend::Portable => Self::Portable(Vec::new()),
+            Backend::Portable => Self::Portable {
+                slots: Vec::new(),
+                lanes: Lanes::default(),
+            },
         }
     }
 
@@ -50,7 +58,7 @@ impl KvLayer {
     pub fn alloc(&mut self, slot: usize, parent: Option<(usize, usize)>, capacity: usize) {
         match self {
             Self::Cpu(store) => store.alloc(slot, parent, capacity),
-            Self::Portable(slots) => {
+            Self::Portable { slots, .. } => {
                 if slots.len() <= slot {
                     slots.resize_with(slot + 1, || None);
                 }
@@ -66,7 +74,7 @@ impl KvLayer {
     pub fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
         match self {
             Self::Cpu(store) => store.copy(from, to, len),
-            Self::Portable(slots) => {
+            Self::Portable { slots, .. } => {
                 let source = slots[from].as_ref().and_then(|s| s.keys_values.as_ref());
                 let (k, v) = source.ok_or_else(unallocated)?;
                 let copy = (k.narrow(0, 0, len)?, v.narrow(0, 0, len)?);
@@ -80,8 +88,30 @@ impl KvLayer {
     pub fn free(&mut self, slot: usize) {
         match self {
             Self::Cpu(store) => store.free(slot),
-            Self::Portable(slots) => slots[slot] = None,
+            Self::Portable { slots, .. } => slots[slot] = None,
         }
+    }
+
+    /// One token of every sequence of `step` on the portable path: its key and value are kept, and the
+    /// attention of q `[T, query heads × head_dim]` comes back. All as in [`Self::append`] and
+    /// [`forward`].
+    pub fn decode(
+        &mut self,
+        step: &Step,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: Heads,
+    ) -> Result<Tensor> {
+        let Self::Portable { slots, lanes } = self else {
+            return Err(Error::Internal("the CPU path decodes by its own".into()));
+        };
+        for start in &step.starts {
+            let parent = slots[start.parent].as_ref().ok_or_else(unallocated)?;
+            let (keys, values) = parent.keys_values.as_ref().ok_or_else(unallocated)?;
+            lanes.start(start, step, keys, values)?;
+        }
+        lanes.step(step, q, k, v, heads)
     }
 
     /// Appends k and v `[T, key_value heads × head_dim]` to the slots of `spans`.
@@ -91,7 +121,7 @@ impl KvLayer {
                 store.append(spans, &cpu_slice(k)?, &cpu_slice(v)?);
                 Ok(())
             }
-            Self::Portable(slots) => {
+            Self::Portable { slots, .. } => {
                 for span in spans {
                     let slot = slots[span.slot].as_mut().ok_or_else(unallocated)?;
                     let shape = (span.len, heads.key_value, heads.dim);
@@ -116,12 +146,15 @@ fn unallocated() -> Error {
 /// Attention of q `[T, query heads × head_dim]` (rotated) over the slots of `spans`, whose own rows
 /// have been appended: out `[T, query heads × head_dim]`, and the log-sum-exp of the scores
 /// `[T, query heads]` on the CPU path when `keep` (its backward needs them).
+///
+/// `causal` is a triangle of [`CausalTable`](super::causal::CausalTable) for the portable path.
 pub fn forward(
     q: &Tensor,
     spans: &[Span],
     layer: &KvLayer,
     heads: Heads,
     keep: bool,
+    causal: Option<&Tensor>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     match layer {
         KvLayer::Cpu(store) => {
@@ -142,7 +175,10 @@ pub fn forward(
                 .transpose()?;
             Ok((from_cpu(out, (rows, width))?, lse))
         }
-        KvLayer::Portable(slots) => {
+        KvLayer::Portable { slots, .. } => {
+            let causal = causal.ok_or_else(|| {
+                Error::Internal("attention was given no mask on the portable path".into())
+            })?;
             let mut parts = Vec::with_capacity(spans.len());
             for span in spans {
                 let slot = slots[span.slot].as_ref().ok_or_else(unallocated)?;
@@ -155,7 +191,7 @@ pub fn forward(
                 }
                 let q = by_kv_head(&q.narrow(0, span.row, span.len)?, heads)?;
                 let (k, v) = (k.transpose(0, 1)?, v.transpose(0, 1)?);
-                let p = probabilities(&q, &k, span.len, span.pos, heads)?;
+                let p = probabilities(&q, &k, span.len, span.pos, heads, causal)?;
                 parts.push(from_kv_head(&p.matmul(&v.contiguous()?)?, span.len, heads)?);
             }
             Ok((Tensor::cat(&parts, 0)?, None))
@@ -183,6 +219,7 @@ pub fn backward(
     g: &Tensor,
     layout: &Layout,
     heads: Heads,
+    causal: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     match (backend, &saved.lse) {
         (Backend::Cpu, Some(lse)) => {
@@ -211,7 +248,12 @@ pub fn backward(
                 from_cpu(dv, saved.v.shape())?,
             ))
         }
-        _ => portable_backward(saved, g, layout, heads),
+        _ => {
+            let causal = causal.ok_or_else(|| {
+                Error::Internal("attention was given no mask on the portable path".into())
+            })?;
+            portable_backward(saved, g, layout, heads, causal)
+        }
     }
 }
 
@@ -220,6 +262,7 @@ fn portable_backward(
     g: &Tensor,
     layout: &Layout,
     heads: Heads,
+    causal: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let segments = &layout.segments;
     let rows = |t: &Tensor, index: usize| -> Result<Tensor> {
@@ -242,7 +285,7 @@ fn portable_backward(
         let q = by_kv_head(&rows(&saved.q, index)?, heads)?;
         let g = by_kv_head(&rows(g, index)?, heads)?;
         let out = by_kv_head(&rows(&saved.out, index)?, heads)?;
-        let p = probabilities(&q, &k, segment.len, before, heads)?;
+        let p = probabilities(&q, &k, segment.len, before, heads, causal)?;
         let dp = g.matmul(&v.transpose(1, 2)?.contiguous()?)?;
         let through = (&g * &out)?.sum_keepdim(D::Minus1)?;
         let ds = ((&p * dp.broadcast_sub(&through)?)? * heads.scale())?;
@@ -305,30 +348,25 @@ fn from_kv_head(x: &Tensor, len: usize, heads: Heads) -> Result<Tensor> {
 
 /// softmax(q kᵀ · scale) `[key_value heads, heads per kv × len, keys]`, masked causally: row `i` of
 /// `len` stands at position `pos + i`. q and k as [`by_kv_head`] gives them, k `[.., keys, dim]`.
-fn probabilities(q: &Tensor, k: &Tensor, len: usize, pos: usize, heads: Heads) -> Result<Tensor> {
+fn probabilities(
+    q: &Tensor,
+    k: &Tensor,
+    len: usize,
+    pos: usize,
+    heads: Heads,
+    causal: &Tensor,
+) -> Result<Tensor> {
     let keys = k.dim(1)?;
     let group = heads.query / heads.key_value;
     let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * heads.scale())?;
     let dtype = scores.dtype();
     let mut scores = wide(&scores)?;
     if len > 1 {
-        let mask = causal_mask(len, pos, keys, q.device())?.to_dtype(scores.dtype())?;
+        let mask = causal.narrow(0, pos, len)?.narrow(1, 0, keys)?;
         scores = scores
             .reshape((heads.key_value, group, len, keys))?
             .broadcast_add(&mask)?
             .reshape((heads.key_value, group * len, keys))?;
     }
-    let shifted = scores
-        .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
-        .exp()?;
-    let p = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-    Ok(p.to_dtype(dtype)?)
-}
-
-/// `[len, keys]`: 0 where key ≤ pos + row, −∞ elsewhere.
-fn causal_mask(len: usize, pos: usize, keys: usize, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> = (0..len)
-        .flat_map(|i| (0..keys).map(move |j| if j <= pos + i { 0.0 } else { f32::NEG_INFINITY }))
-        .collect();
-    Ok(Tensor::from_vec(values, (len, keys), device)?)
+    Ok(candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(dtype)?)
 }

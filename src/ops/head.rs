@@ -32,20 +32,24 @@ pub fn forward(
     targets: &[u32],
     temperature: f64,
 ) -> Result<Scores> {
+    let Matrix::Packed(packed) = head else {
+        let ids = Tensor::new(targets, hidden.device())?;
+        let mut rows = OnDevice::default();
+        for (start, chunk) in chunks(hidden, targets)? {
+            let ids = ids.narrow(0, start, chunk.dim(0)?)?;
+            rows.push(
+                &Distribution::of(&logits(&chunk, head)?, temperature)?,
+                &ids,
+            )?;
+        }
+        return rows.scores();
+    };
     let mut scores = Scores::default();
     let mut memory = Vec::new();
     for (start, chunk) in chunks(hidden, targets)? {
         let targets = &targets[start..start + chunk.dim(0)?];
-        scores.extend(match head {
-            Matrix::Packed(head) => {
-                let logits = packed_logits(&chunk, head, &mut memory)?;
-                cpu_scores(logits, targets, temperature)
-            }
-            Matrix::Dense(_) => {
-                let logits = logits(&chunk, head)?;
-                Distribution::of(&logits, temperature)?.scores(targets)?
-            }
-        });
+        let logits = packed_logits(&chunk, packed, &mut memory)?;
+        scores.extend(cpu_scores(logits, targets, temperature));
     }
     Ok(scores)
 }
@@ -65,14 +69,14 @@ pub fn backward(
     coefficients: &[f64],
     mut on_logits: Option<OnLogits<'_>>,
 ) -> Result<(Tensor, Scores)> {
-    let mut scores = Scores::default();
     let mut parts = Vec::new();
-    let mut memory = Vec::new();
-    for (start, chunk) in chunks(hidden, targets)? {
-        let end = start + chunk.dim(0)?;
-        let (targets, coefficients) = (&targets[start..end], &coefficients[start..end]);
-        match head {
-            Matrix::Packed(w) => {
+    let scores = match head {
+        Matrix::Packed(w) => {
+            let mut scores = Scores::default();
+            let mut memory = Vec::new();
+            for (start, chunk) in chunks(hidden, targets)? {
+                let end = start + chunk.dim(0)?;
+                let (targets, coefficients) = (&targets[start..end], &coefficients[start..end]);
                 let logits = packed_logits(&chunk, w, &mut memory)?;
                 scores.extend(cpu_gradient(logits, targets, temperature, coefficients));
                 if let Some(on_logits) = &mut on_logits {
@@ -83,19 +87,30 @@ pub fn backward(
                 w.backward(logits, end - start, &mut dhidden, false);
                 parts.push(from_cpu(dhidden, (end - start, w.in_features()))?);
             }
-            Matrix::Dense(_) => {
+            scores
+        }
+        Matrix::Dense(_) => {
+            let device = hidden.device();
+            let ids = Tensor::new(targets, device)?;
+            let scaled: Vec<f64> = coefficients.iter().map(|c| c / temperature).collect();
+            let scaled = Tensor::new(scaled, device)?;
+            let mut rows = OnDevice::default();
+            for (start, chunk) in chunks(hidden, targets)? {
+                let len = chunk.dim(0)?;
+                let (ids, scaled) = (ids.narrow(0, start, len)?, scaled.narrow(0, start, len)?);
                 let distribution = Distribution::of(&logits(&chunk, head)?, temperature)?;
-                scores.extend(distribution.scores(targets)?);
+                rows.push(&distribution, &ids)?;
                 let dlogits = distribution
-                    .gradient(targets, temperature, coefficients)?
+                    .gradient(&ids, &scaled)?
                     .to_dtype(hidden.dtype())?;
                 if let Some(on_logits) = &mut on_logits {
                     on_logits(&dlogits, &chunk)?;
                 }
                 parts.push(head.backward(&dlogits)?);
             }
+            rows.scores()?
         }
-    }
+    };
     let dhidden = if parts.is_empty() {
         hidden.zeros_like()?
     } else {
@@ -204,26 +219,46 @@ impl Distribution {
         })
     }
 
-    fn scores(&self, targets: &[u32]) -> Result<Scores> {
-        let index = Tensor::new(targets, self.log_probabilities.device())?.unsqueeze(1)?;
-        let chosen = self.log_probabilities.gather(&index, 1)?.squeeze(1)?;
-        let entropy = (&self.probabilities * &self.log_probabilities)?
-            .sum(D::Minus1)?
-            .neg()?;
-        Ok(Scores {
-            logprobs: chosen.to_dtype(DType::F64)?.to_vec1()?,
-            entropies: entropy.to_dtype(DType::F64)?.to_vec1()?,
-        })
-    }
-
-    fn gradient(&self, targets: &[u32], temperature: f64, coefficients: &[f64]) -> Result<Tensor> {
-        let device = self.probabilities.device();
-        let scaled: Vec<f64> = coefficients.iter().map(|c| c / temperature).collect();
-        let scaled = Tensor::new(scaled, device)?
-            .to_dtype(self.probabilities.dtype())?
-            .unsqueeze(1)?;
-        let index = Tensor::new(targets, device)?.unsqueeze(1)?;
+    /// dL/dlogits for `scaled[n]` = dL/dlogp of target `n` / temperature; both `[N]`.
+    fn gradient(&self, targets: &Tensor, scaled: &Tensor) -> Result<Tensor> {
+        let scaled = scaled.to_dtype(self.probabilities.dtype())?.unsqueeze(1)?;
+        let index = targets.unsqueeze(1)?;
         let spread = self.probabilities.neg()?.broadcast_mul(&scaled)?;
         Ok(spread.scatter_add(&index, &scaled, 1)?)
+    }
+}
+
+/// Scores that stay on the device until those of all chunks are there, so that it is waited for once.
+#[derive(Default)]
+struct OnDevice {
+    logprobs: Vec<Tensor>,
+    entropies: Vec<Tensor>,
+}
+
+impl OnDevice {
+    /// Adds those of the targets `[N]` of a chunk.
+    fn push(&mut self, distribution: &Distribution, targets: &Tensor) -> Result<()> {
+        let Distribution {
+            log_probabilities,
+            probabilities,
+        } = distribution;
+        let chosen = log_probabilities.gather(&targets.unsqueeze(1)?, 1)?;
+        self.logprobs.push(chosen.squeeze(1)?);
+        let entropy = (probabilities * log_probabilities)?.sum(D::Minus1)?;
+        self.entropies.push(entropy.neg()?);
+        Ok(())
+    }
+
+    fn scores(self) -> Result<Scores> {
+        if self.logprobs.is_empty() {
+            return Ok(Scores::default());
+        }
+        let all: Vec<Tensor> = self.logprobs.into_iter().chain(self.entropies).collect();
+        let mut values: Vec<f64> = Tensor::cat(&all, 0)?.to_dtype(DType::F64)?.to_vec1()?;
+        let entropies = values.split_off(values.len() / 2);
+        Ok(Scores {
+            logprobs: values,
+            entropies,
+        })
     }
 }

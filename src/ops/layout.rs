@@ -111,6 +111,20 @@ impl Layout {
             .collect()
     }
 
+    /// The rows of every prompt with what continues it: runs that begin with a segment without
+    /// parent.
+    pub fn pieces(&self) -> Vec<std::ops::Range<usize>> {
+        let mut pieces: Vec<std::ops::Range<usize>> = Vec::new();
+        for segment in &self.segments {
+            let end = segment.start + segment.len;
+            match pieces.last_mut() {
+                Some(piece) if segment.parent.is_some() => piece.end = end,
+                _ => pieces.push(segment.start..end),
+            }
+        }
+        pieces
+    }
+
     /// The children of every segment in order; empty for children and lonely prompts.
     pub fn children(&self) -> Vec<Vec<usize>> {
         let mut children = vec![Vec::new(); self.segments.len()];
@@ -143,6 +157,7 @@ mod tests {
         assert_eq!(layout.tokens(), 8);
         assert_eq!(layout.positions(), [0, 1, 2, 3, 4, 3, 0, 1]);
         assert_eq!(layout.children(), [vec![1, 2], vec![], vec![], vec![]]);
+        assert_eq!(layout.pieces(), [0..6, 6..8]);
         assert_eq!(
             layout.spans()[1],
             Span {

@@ -31,6 +31,14 @@ impl Matrix {
         }
     }
 
+    /// Bytes of memory held by the weights.
+    pub fn bytes(&self) -> Result<usize> {
+        match self {
+            Self::Packed(w) => Ok(w.bytes()),
+            Self::Dense(w) => Ok(w.elem_count() * w.dtype().size_in_bytes()),
+        }
+    }
+
     /// y `[T, out]` = x `[T, in]` · Wᵀ (+ bias).
     pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
@@ -131,13 +139,23 @@ pub fn forward(x: &Tensor, linear: &Linear, side: Option<&LowRank>) -> Result<Ou
     let Some(side) = side else {
         return Ok(Output { y, xa: None });
     };
-    let (xa, y) = add_side(y, x, &side.a, &side.m, &side.b, &linear.weight)?;
+    let (xa, y) = match linear.weight {
+        Matrix::Packed(_) => add_side(y, x, &side.a, &side.m, &side.b)?,
+        Matrix::Dense(_) => {
+            let xa = x.matmul(&side.a.t()?)?;
+            let y = (y + xa.matmul(&side.scaled_b()?.t()?)?)?;
+            (xa, y)
+        }
+    };
     Ok(Output { y, xa: Some(xa) })
 }
 
 /// x Aᵀ `[T, r]` alone, with the bits of [`forward`]: what backward needs when y is not wanted.
 pub fn side_input(x: &Tensor, linear: &Linear, side: &LowRank) -> Result<Tensor> {
-    down(x, &side.a, &linear.weight)
+    match linear.weight {
+        Matrix::Packed(_) => down(x, &side.a),
+        Matrix::Dense(_) => Ok(x.matmul(&side.a.t()?)?),
+    }
 }
 
 /// dx `[T, in]` = g W + ((g B) M) A and, with a side path, g B `[T, r]`.
@@ -150,54 +168,35 @@ pub fn backward(
     let Some(side) = side else {
         return Ok((dx, None));
     };
-    let (gb, dx) = add_side(
-        dx,
-        g,
-        &side.b.t()?.contiguous()?,
-        &side.m.t()?.contiguous()?,
-        &side.a.t()?.contiguous()?,
-        &linear.weight,
-    )?;
+    let (gb, dx) = match linear.weight {
+        Matrix::Packed(_) => {
+            let [a, m, b] = [&side.a, &side.m, &side.b].map(|t| t.t()?.contiguous());
+            add_side(dx, g, &b?, &m?, &a?)?
+        }
+        // g (B M) A: the gradient of M alone needs g B.
+        Matrix::Dense(_) => {
+            let dx = (dx + g.matmul(side.scaled_b()?)?.matmul(&side.a)?)?;
+            (g.matmul(&side.b)?, dx)
+        }
+    };
     Ok((dx, Some(gb)))
 }
 
-/// (x Aᵀ, y + ((x Aᵀ) Mᵀ) Bᵀ) for A `[r, in]`, M `[r, r]`, B `[out, r]`.
-fn add_side(
-    y: Tensor,
-    x: &Tensor,
-    a: &Tensor,
-    m: &Tensor,
-    b: &Tensor,
-    weight: &Matrix,
-) -> Result<(Tensor, Tensor)> {
-    let xa = down(x, a, weight)?;
-    match weight {
-        Matrix::Packed(_) => {
-            let (rows, rank) = xa.dims2()?;
-            let mut mixed = vec![0.0; rows * rank];
-            cpu::low_rank_down(&cpu_slice(&xa)?, &cpu_slice(m)?, rank, &mut mixed);
-            let b = cpu_slice(b)?;
-            let y = update(y, |y| cpu::low_rank_up(&mixed, &b, rank, y))?;
-            Ok((xa, y))
-        }
-        Matrix::Dense(_) => {
-            // M stays in f32 beside bf16 weights: it carries the trained numbers.
-            let mixed = xa.to_dtype(m.dtype())?.matmul(&m.t()?)?;
-            let delta = mixed.to_dtype(b.dtype())?.matmul(&b.t()?)?;
-            Ok((xa, (y + delta)?))
-        }
-    }
+/// (x Aᵀ, y + ((x Aᵀ) Mᵀ) Bᵀ) for A `[r, in]`, M `[r, r]`, B `[out, r]`, on the CPU path.
+fn add_side(y: Tensor, x: &Tensor, a: &Tensor, m: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
+    let xa = down(x, a)?;
+    let (rows, rank) = xa.dims2()?;
+    let mut mixed = vec![0.0; rows * rank];
+    cpu::low_rank_down(&cpu_slice(&xa)?, &cpu_slice(m)?, rank, &mut mixed);
+    let b = cpu_slice(b)?;
+    let y = update(y, |y| cpu::low_rank_up(&mixed, &b, rank, y))?;
+    Ok((xa, y))
 }
 
-/// x Aᵀ for A `[r, in]`.
-fn down(x: &Tensor, a: &Tensor, weight: &Matrix) -> Result<Tensor> {
-    match weight {
-        Matrix::Packed(_) => {
-            let (rows, rank) = (x.dim(0)?, a.dim(0)?);
-            let mut xa = vec![0.0; rows * rank];
-            cpu::low_rank_down(&cpu_slice(x)?, &cpu_slice(a)?, rank, &mut xa);
-            from_cpu(xa, (rows, rank))
-        }
-        Matrix::Dense(_) => Ok(x.matmul(&a.t()?)?),
-    }
+/// x Aᵀ for A `[r, in]`, on the CPU path.
+fn down(x: &Tensor, a: &Tensor) -> Result<Tensor> {
+    let (rows, rank) = (x.dim(0)?, a.dim(0)?);
+    let mut xa = vec![0.0; rows * rank];
+    cpu::low_rank_down(&cpu_slice(x)?, &cpu_slice(a)?, rank, &mut xa);
+    from_cpu(xa, (rows, rank))
 }

@@ -6,8 +6,15 @@
 
 pub mod add;
 pub mod attention;
+pub mod causal;
 pub mod cpu;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod cuda_driver;
+pub mod device;
 pub mod head;
+#[cfg(test)]
+mod kernels_tests;
+pub mod lanes;
 mod layout;
 pub mod linear;
 pub mod random;

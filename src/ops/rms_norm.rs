@@ -14,6 +14,10 @@ pub fn forward(backend: Backend, x: &Tensor, weight: &Tensor, eps: f64) -> Resul
             cpu::rms_norm(&cpu_slice(x)?, &cpu_slice(weight)?, eps as f32, &mut y);
             from_cpu(y, (rows, width))
         }
+        // One kernel, which computes in f32; there is none for f64.
+        Backend::Portable if x.dtype() != DType::F64 => {
+            Ok(candle_nn::ops::rms_norm(x, weight, eps as f32)?)
+        }
         Backend::Portable => {
             let (normalised, _) = normalise(x, eps)?;
             Ok(normalised

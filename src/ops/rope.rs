@@ -4,7 +4,7 @@ use std::sync::{Arc, RwLock};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Backend, cpu, cpu_slice, from_cpu};
+use super::{Backend, cpu, update};
 use crate::Result;
 
 /// Cosines and sines of every position, grown on demand.
@@ -14,6 +14,8 @@ use crate::Result;
 pub struct RopeTable {
     inverse_frequencies: Vec<f32>,
     rows: RwLock<Arc<Rows>>,
+    /// The same on a device, `[len, head_dim / 2]` each.
+    on_device: RwLock<Option<(Tensor, Tensor)>>,
 }
 
 /// cos and sin of positions `0..len`, each `[len, head_dim / 2]` row-major.
@@ -29,8 +31,19 @@ struct Rows {
 pub struct Rotation {
     positions: Arc<Vec<u32>>,
     rows: Arc<Rows>,
-    /// `[T, 1, head_dim / 2]` each, only on the portable path.
-    tensors: Option<(Tensor, Tensor)>,
+    /// Only on the portable path.
+    tensors: Option<OnDevice>,
+}
+
+/// A rotation on the portable path.
+#[derive(Debug, Clone)]
+struct OnDevice {
+    /// Position of every row, `[T]`.
+    index: Tensor,
+    /// `[T, head_dim / 2]`
+    cos: Tensor,
+    /// `[T, head_dim / 2]`
+    sin: Tensor,
 }
 
 impl RopeTable {
@@ -39,6 +52,7 @@ impl RopeTable {
         Self {
             inverse_frequencies,
             rows: RwLock::default(),
+            on_device: RwLock::default(),
         }
     }
 
@@ -55,17 +69,13 @@ impl RopeTable {
         let tensors = match backend {
             Backend::Cpu => None,
             Backend::Portable => {
-                let half = self.inverse_frequencies.len();
-                let gather = |table: &[f32]| -> Result<Tensor> {
-                    let values: Vec<f32> = positions
-                        .iter()
-                        .flat_map(|&p| &table[p as usize * half..][..half])
-                        .copied()
-                        .collect();
-                    let tensor = Tensor::from_vec(values, (positions.len(), 1, half), device)?;
-                    Ok(tensor.to_dtype(dtype)?)
-                };
-                Some((gather(&rows.cos)?, gather(&rows.sin)?))
+                let (cos, sin) = self.table(&rows, dtype, device)?;
+                let index = Tensor::new(&positions[..], device)?;
+                Some(OnDevice {
+                    cos: cos.index_select(&index, 0)?,
+                    sin: sin.index_select(&index, 0)?,
+                    index,
+                })
             }
         };
         Ok(Rotation {
@@ -73,6 +83,29 @@ impl RopeTable {
             rows,
             tensors,
         })
+    }
+
+    /// The whole table on the device, uploaded when it has grown: a pass then uploads its positions
+    /// alone.
+    fn table(&self, rows: &Rows, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+        let fits = |table: &Tensor| {
+            table.dims().first() == Some(&rows.len)
+                && table.dtype() == dtype
+                && table.device().same_device(device)
+        };
+        {
+            let table = self.on_device.read().unwrap_or_else(|e| e.into_inner());
+            if let Some((cos, sin)) = table.as_ref().filter(|(cos, _)| fits(cos)) {
+                return Ok((cos.clone(), sin.clone()));
+            }
+        }
+        let place = |values: &[f32]| -> Result<Tensor> {
+            let shape = (rows.len, self.inverse_frequencies.len());
+            Ok(Tensor::from_slice(values, shape, device)?.to_dtype(dtype)?)
+        };
+        let table = (place(&rows.cos)?, place(&rows.sin)?);
+        *self.on_device.write().unwrap_or_else(|e| e.into_inner()) = Some(table.clone());
+        Ok(table)
     }
 
     fn rows(&self, needed: usize) -> Arc<Rows> {
@@ -97,42 +130,45 @@ impl RopeTable {
 
 /// Rotates x `[T, heads × head_dim]`: (x₁, x₂) → (x₁ cos − x₂ sin, x₂ cos + x₁ sin) where x₁, x₂
 /// are the halves of each head.
-pub fn forward(backend: Backend, x: &Tensor, rotation: &Rotation, heads: usize) -> Result<Tensor> {
+///
+/// On the CPU in the memory of `x`, which nobody else may hold.
+pub fn forward(backend: Backend, x: Tensor, rotation: &Rotation, heads: usize) -> Result<Tensor> {
     rotate(backend, x, rotation, heads, false)
 }
 
 /// Gradient of [`forward`]: the inverse rotation.
-pub fn backward(backend: Backend, g: &Tensor, rotation: &Rotation, heads: usize) -> Result<Tensor> {
+pub fn backward(backend: Backend, g: Tensor, rotation: &Rotation, heads: usize) -> Result<Tensor> {
     rotate(backend, g, rotation, heads, true)
+}
+
+impl Rotation {
+    /// Position of every row `[T]` on the device, on the portable path.
+    pub fn index(&self) -> Option<&Tensor> {
+        self.tensors.as_ref().map(|tensors| &tensors.index)
+    }
 }
 
 fn rotate(
     backend: Backend,
-    x: &Tensor,
+    x: Tensor,
     rotation: &Rotation,
     heads: usize,
     inverse: bool,
 ) -> Result<Tensor> {
     let (t, width) = x.dims2()?;
     match (backend, &rotation.tensors) {
-        (Backend::Portable, Some((cos, sin))) => {
-            let x = x.reshape((t, heads, width / heads))?;
-            let half = width / heads / 2;
-            let (x1, x2) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        (Backend::Portable, Some(OnDevice { cos, sin, .. })) => {
+            let x = x.reshape((1, t, heads, width / heads))?;
             let sin = if inverse { sin.neg()? } else { sin.clone() };
-            let y1 = (x1.broadcast_mul(cos)? - x2.broadcast_mul(&sin)?)?;
-            let y2 = (x2.broadcast_mul(cos)? + x1.broadcast_mul(&sin)?)?;
-            Ok(Tensor::cat(&[y1, y2], 2)?.reshape((t, width))?)
+            Ok(candle_nn::rotary_emb::rope_thd(&x, cos, &sin)?.reshape((t, width))?)
         }
         _ => {
-            let mut y = cpu_slice(x)?.to_vec();
             let (cos, sin) = (&rotation.rows.cos, &rotation.rows.sin);
-            if inverse {
-                cpu::rope_backward(&mut y, heads, &rotation.positions, cos, sin);
-            } else {
-                cpu::rope(&mut y, heads, &rotation.positions, cos, sin);
-            }
-            from_cpu(y, (t, width))
+            let positions = &rotation.positions;
+            update(x, |y| match inverse {
+                true => cpu::rope_backward(y, heads, positions, cos, sin),
+                false => cpu::rope(y, heads, positions, cos, sin),
+            })
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Sampling of completions: what is asked for, what comes back, and the engines that do it.
 
+mod device_sampler;
 mod native;
 #[cfg(test)]
 mod native_tests;

@@ -3,16 +3,17 @@
 //! A prompt is prefilled once and its keys and values are shared by its completions. Finished rows
 //! leave the batch and waiting ones join at once. What is drawn does not depend on any of it.
 
+use super::device_sampler::{self, DeviceSampler};
 use super::parallel::Observers;
 use super::recording::Recording;
-use super::sampler::{Draw, sample};
+use super::sampler::{Draw, Sampled, sample};
 use super::{Completion, Engine, FinishReason, Request, SamplingParams};
 use crate::adapter::Adapter;
 use crate::model::{Decoder, GroupInputs, KvCache, SlotId, Tokenizer};
 use crate::ops::{Backend, Span, cpu, cpu_slice};
 use crate::run::signals;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// Samples from a [`Decoder`] in this process.
 pub struct NativeEngine<'a> {
@@ -68,6 +69,12 @@ impl NativeEngine<'_> {
             rows: Vec::new(),
             results: requests.iter().map(|r| vec![None; r.n]).collect(),
             recording: Recording::new(&self.decoder.config, budget, requests.len()),
+            device_sampler: match &self.decoder.placement.device {
+                Device::Cpu => None,
+                device => device_sampler::is_supported(params)
+                    .then(|| DeviceSampler::new(self.decoder.config.vocab_size, device))
+                    .transpose()?,
+            },
         };
         if params.max_tokens > 0 {
             cpu::team(|| {
@@ -188,6 +195,8 @@ struct Batch<'a> {
     rows: Vec<Row>,
     results: Vec<Vec<Option<Completion>>>,
     recording: Recording<'a>,
+    /// On a GPU, where it can draw what is asked for.
+    device_sampler: Option<DeviceSampler>,
 }
 
 /// A prefilled prompt.
@@ -224,7 +233,14 @@ impl Batch<'_> {
             self.retire(on_finished)?;
             let incoming = self.incoming();
             if !self.rows.is_empty() || !incoming.is_empty() {
-                self.advance(&incoming)?;
+                match self.engine.decoder.placement.backend {
+                    Backend::Cpu => self.advance(self.rows.len(), &incoming)?,
+                    // All rows in a few kernels, which prompts cannot take part in.
+                    Backend::Portable => {
+                        self.advance(self.rows.len(), &[])?;
+                        self.advance(0, &incoming)?;
+                    }
+                }
             } else if self.waiting() == 0 {
                 return Ok(());
             }
@@ -381,16 +397,18 @@ impl Batch<'_> {
         self.params.stop.iter().any(|s| text.contains(s))
     }
 
-    /// One pass of the model: a token more for every row, and the prompts of `incoming` requests beside
-    /// them.
-    fn advance(&mut self, incoming: &[usize]) -> Result<()> {
-        let decoding = self.rows.len();
+    /// One pass of the model: a token more for the rows, of which there are `decoding` or which do not
+    /// take part (0), and the prompts of `incoming` requests beside them.
+    fn advance(&mut self, decoding: usize, incoming: &[usize]) -> Result<()> {
+        if decoding == 0 && incoming.is_empty() {
+            return Ok(());
+        }
         let mut tokens = Vec::with_capacity(decoding);
         let mut spans = Vec::with_capacity(decoding + incoming.len());
         // Rows of the pass with the request they belong to, and those that logits are wanted of.
         let mut owned = Vec::with_capacity(decoding + incoming.len());
         let mut wanted: Vec<u32> = (0..decoding as u32).collect();
-        for (index, row) in self.rows.iter().enumerate() {
+        for (index, row) in self.rows[..decoding].iter().enumerate() {
             tokens.push(row.tokens[row.tokens.len() - 1]);
             owned.push((row.request, index..index + 1));
             spans.push(Span {
@@ -411,7 +429,8 @@ impl Batch<'_> {
         let mut recorder = self.recording.recorder(owned.into_iter());
         let cache = &mut self.cache;
         let hidden = decoder.forward(self.adapter, &tokens, &spans, cache, recorder.as_mut())?;
-        let rows = self.rows.iter().map(|row| (row.request, Some(row.sample)));
+        let rows = self.rows[..decoding].iter();
+        let rows = rows.map(|row| (row.request, Some(row.sample)));
         let prompts = incoming.iter().map(|&request| (request, None));
         self.recording.add(recorder, rows.chain(prompts));
         let hidden = match incoming {
@@ -419,9 +438,16 @@ impl Batch<'_> {
             _ => hidden.index_select(&Tensor::new(wanted, hidden.device())?, 0)?,
         };
         let logits = decoder.logits(self.adapter, &hidden)?;
-        match cpu_slice(&logits) {
-            Ok(logits) => self.take(&logits, incoming, &spans[decoding..]),
-            Err(_) => self.take(&host(&logits)?, incoming, &spans[decoding..]),
+        match (cpu_slice(&logits), &self.device_sampler, incoming) {
+            (Ok(logits), _, _) => self.take(decoding, &logits, incoming, &spans[decoding..]),
+            (Err(_), Some(sampler), []) => {
+                let draws = self.rows.iter();
+                let draws = draws.map(|row| self.draw(row.request, row.sample, row.tokens.len()));
+                let uniforms: Vec<f64> = draws.map(Draw::uniform).collect();
+                let sampled = sampler.sample(&logits, self.params.temperature, &uniforms)?;
+                self.grow(sampled);
+            }
+            _ => self.take(decoding, &host(&logits)?, incoming, &spans[decoding..]),
         }
         Ok(())
     }
@@ -446,19 +472,16 @@ impl Batch<'_> {
         })
     }
 
-    /// Draws the next token of every row from its logits; those that follow are the prompts'.
-    fn take(&mut self, logits: &[f32], incoming: &[usize], spans: &[Span]) {
+    /// Draws the next token of every row that took part from its logits; those that follow are the
+    /// prompts'.
+    fn take(&mut self, decoding: usize, logits: &[f32], incoming: &[usize], spans: &[Span]) {
         let vocab = self.engine.decoder.config.vocab_size;
-        let decoding = self.rows.len();
         let sampled = cpu::map(decoding, 8 * vocab, |index| {
             let row = &self.rows[index];
             let draw = self.draw(row.request, row.sample, row.tokens.len());
             sample(&logits[index * vocab..][..vocab], self.params, draw)
         });
-        for (row, sampled) in self.rows.iter_mut().zip(sampled) {
-            row.tokens.push(sampled.token);
-            row.logprobs.push(sampled.logprob);
-        }
+        self.grow(sampled);
         let prompts = logits[decoding * vocab..].chunks_exact(vocab);
         for ((&request, span), logits) in incoming.iter().zip(spans).zip(prompts) {
             self.groups[request] = Some(Group {
@@ -467,6 +490,14 @@ impl Batch<'_> {
                 next_sample: 0,
                 running: 0,
             });
+        }
+    }
+
+    /// Adds a token to every row; to none when there are none.
+    fn grow(&mut self, sampled: Vec<Sampled>) {
+        for (row, sampled) in self.rows.iter_mut().zip(sampled) {
+            row.tokens.push(sampled.token);
+            row.logprobs.push(sampled.logprob);
         }
     }
 

@@ -55,7 +55,15 @@ fn requests() -> Vec<Request> {
 }
 
 fn generate(max_batch_size: usize, params: &SamplingParams) -> Vec<Vec<Completion>> {
-    let decoder = fixtures::decoder(Placement::cpu(DType::F32));
+    generate_on(Placement::cpu(DType::F32), max_batch_size, params)
+}
+
+fn generate_on(
+    placement: Placement,
+    max_batch_size: usize,
+    params: &SamplingParams,
+) -> Vec<Vec<Completion>> {
+    let decoder = fixtures::decoder(placement);
     let adapter = fixtures::adapter(&decoder);
     let tokenizer = tokenizer(decoder.config.vocab_size);
     let mut engine = NativeEngine::new(&decoder, &tokenizer, max_batch_size);
@@ -224,6 +232,30 @@ fn a_token_outside_the_vocabulary_is_refused() {
         )
         .expect_err("id 99 of 37");
     assert!(refused.to_string().contains("99"), "{refused}");
+}
+
+#[test]
+fn decoding_in_lanes_draws_what_the_cpu_draws() {
+    let portable = Placement {
+        backend: Backend::Portable,
+        ..Placement::cpu(DType::F32)
+    };
+    // Completions of all lengths, so that lanes become free and are taken again.
+    let expected = generate(4, &params());
+    let lengths: Vec<usize> = expected.iter().flatten().map(|c| c.tokens.len()).collect();
+    assert!(
+        lengths.iter().any(|&len| len < 12) && lengths.contains(&12),
+        "{lengths:?}"
+    );
+    for max_batch_size in [1, 3, 16] {
+        let got = generate_on(portable.clone(), max_batch_size, &params());
+        for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+            assert_eq!(got.tokens, expected.tokens, "{max_batch_size}");
+            for (got, expected) in got.logprobs.iter().zip(&expected.logprobs) {
+                assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+            }
+        }
+    }
 }
 
 /// Gradients of a group's log-probabilities: from what the rollout recorded where it was, and from a

@@ -79,6 +79,7 @@ impl<'a> Evaluator<'a> {
         sets: &'a [EvalSet],
         model: &Model,
         directory: &RunDirectory,
+        max_batch_size: usize,
         progress: Progress,
     ) -> Result<Self> {
         let context = model.decoder.config.max_position_embeddings;
@@ -119,7 +120,7 @@ impl<'a> Evaluator<'a> {
         Ok(Self {
             sets,
             passes,
-            max_batch_size: config.rollout.max_batch_size,
+            max_batch_size,
             folder,
             shared: None,
             progress,

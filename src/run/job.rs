@@ -3,20 +3,25 @@
 //! `train` does one of these; `sweep` does many on the same model.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::checkpoint::{Checkpoint, Identity, Store};
 use super::directory::RunDirectory;
 use super::environment::Environment;
 use super::evaluation::Evaluator;
 use super::logs::Logs;
+use super::plan::{self, Plan, WeightBytes, Workload};
 use super::problems::{self, TrainingData};
 use super::progress::Progress;
 use super::signals;
 use super::training::{Evaluation, Session};
 use crate::adapter::{Adapter, SvdCache};
-use crate::config::Config;
+use crate::config::{Config, Sizes};
 use crate::eval::EvalSet;
-use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions, Tokenizer};
+use crate::model::{
+    Checkpoint as Pretrained, LoadOptions, Model, ModelConfig, OpenOptions, Tokenizer,
+};
 use crate::{Error, Result};
 
 /// Everything a training needs besides the model and a folder. Whatever can be refused has been
@@ -34,6 +39,8 @@ pub struct Place<'a> {
     pub resume: bool,
     /// Completions of the untrained model, shared between runs that would ask it the same.
     pub shared: Option<PathBuf>,
+    /// What the memory plan chose.
+    pub sizes: Sizes,
     pub progress: Progress,
 }
 
@@ -79,6 +86,29 @@ impl Job {
         Ok(Self { config, data, sets })
     }
 
+    /// What the run takes and the sizes that make it fit, on the CPU or on a GPU.
+    ///
+    /// # Errors
+    /// As [`Plan::make`].
+    pub fn plan(&self, model: &ModelConfig, weights: WeightBytes, on_cpu: bool) -> Result<Plan> {
+        let config = &self.config;
+        let sets = self.sets.iter();
+        let samples = config.eval.samples_per_problem;
+        let longest = config.grpo.max_completion_length;
+        let evaluation = sets.map(|set| plan::Evaluation {
+            prompt: set.longest_prompt(),
+            shared: Workload::common(set.prompts.iter().map(|p| &p.tokens[..])),
+            completion: config.eval.max_tokens.unwrap_or(longest),
+            completions: set.problems.len() * samples,
+        });
+        let workload = Workload {
+            lengths: self.data.lengths(config),
+            shared: self.data.common_tokens(),
+            evaluation: evaluation.reduce(plan::Evaluation::larger),
+        };
+        Plan::make(config, model, weights, &workload, on_cpu)
+    }
+
     /// Steps of the whole run.
     pub fn steps(&self) -> u64 {
         let epochs = || self.data.steps(&self.config);
@@ -115,7 +145,8 @@ impl Job {
             model.name,
             data.len()
         ));
-        let mut trainer = data.trainer(config, model, adapter, total_steps)?;
+        let sizes = place.sizes;
+        let mut trainer = data.trainer(config, model, adapter, total_steps, sizes)?;
         let mut evaluations = Vec::new();
         let (mut lengths, mut dead_steps) = Default::default();
         if let Some(checkpoint) = checkpoint {
@@ -126,7 +157,8 @@ impl Job {
         }
 
         signals::install()?;
-        let mut evaluator = Evaluator::new(config, &self.sets, model, directory, progress)?;
+        let batch = sizes.max_batch_size;
+        let mut evaluator = Evaluator::new(config, &self.sets, model, directory, batch, progress)?;
         if let Some(folder) = &place.shared {
             evaluator.share_untrained(folder)?;
         }
@@ -166,8 +198,30 @@ pub fn open_options(config: &Config, quiet: bool) -> OpenOptions {
     }
 }
 
-/// Places the checkpoint in memory as the configuration wants it.
+/// Places the checkpoint in memory as the configuration wants it, with a bar of what is read of it:
+/// everything once for its hash and once for the weights.
 pub fn load_model(config: &Config, pretrained: Pretrained, quiet: bool) -> Result<Model> {
+    let touched = pretrained.weights.touched();
+    let megabytes = |bytes: usize| bytes as u64 / 1_000_000;
+    let total = megabytes(2 * pretrained.weights.stored_bytes());
+    let bar = Progress::new(quiet).bar("loading (MB)", total);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                bar.set_position(megabytes(touched.load(Ordering::Relaxed)).min(total));
+                std::thread::park_timeout(Duration::from_millis(200));
+            }
+            bar.clear();
+        });
+        let model = place(config, pretrained, quiet);
+        done.store(true, Ordering::Relaxed);
+        watcher.thread().unpark();
+        model
+    })
+}
+
+fn place(config: &Config, pretrained: Pretrained, quiet: bool) -> Result<Model> {
     let options = LoadOptions {
         device: config.model.device.open()?,
         dtype: config.model.dtype.to_dtype(),

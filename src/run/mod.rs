@@ -12,6 +12,7 @@ pub mod job;
 pub mod jsonl;
 pub mod lock;
 pub mod logs;
+pub mod memory;
 pub mod metrics;
 pub mod plan;
 pub mod plot;

@@ -2,9 +2,10 @@
 
 use sha2::{Digest, Sha256};
 
+use super::plan::Workload;
 use super::training::Trainer;
 use crate::adapter::Adapter;
-use crate::config::{Config, Method};
+use crate::config::{Config, Method, Sizes};
 use crate::data::prompts::{PromptedProblem, Template};
 use crate::data::{self, DataOrder};
 use crate::grpo::{GrpoTrainer, Sampler};
@@ -95,6 +96,29 @@ impl TrainingData {
         lengths.max().unwrap_or(0)
     }
 
+    /// Tokens of every prompt (GRPO) or whole example (SFT), longest first.
+    pub fn lengths(&self, config: &Config) -> Vec<usize> {
+        let mut lengths: Vec<usize> = match config.method {
+            Method::Grpo => {
+                let prompts = self.problems.iter();
+                prompts.map(|p| p.prompt.tokens.len()).collect()
+            }
+            Method::Sft => {
+                let examples = self.examples.iter();
+                examples
+                    .map(|e| e.prompt.len() + e.completion.len() - 1)
+                    .collect()
+            }
+        };
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths
+    }
+
+    /// Tokens that all prompts begin with.
+    pub fn common_tokens(&self) -> usize {
+        Workload::common(self.problems.iter().map(|p| &p.prompt.tokens[..]))
+    }
+
     /// The first prompt as the model sees it.
     pub fn first_prompt(&self) -> &str {
         self.problems.first().map_or("", |p| &p.prompt.text)
@@ -132,23 +156,27 @@ impl TrainingData {
         model: &'a Model,
         adapter: Adapter,
         total_steps: u64,
+        sizes: Sizes,
     ) -> Result<Box<dyn Trainer + 'a>> {
         let seed = config.train.seed;
         match config.method {
-            Method::Sft => Ok(Box::new(SftTrainer::new(
-                &config.sft,
-                &config.optim,
-                &model.decoder,
-                adapter,
-                &self.examples,
-                seed,
-                total_steps,
-            )?)),
+            Method::Sft => {
+                let trainer = SftTrainer::new(
+                    &config.sft,
+                    &config.optim,
+                    &model.decoder,
+                    adapter,
+                    &self.examples,
+                    seed,
+                    total_steps,
+                )?;
+                Ok(Box::new(trainer.with_pass_tokens(sizes.pass_tokens)))
+            }
             Method::Grpo => {
                 let longest = config.grpo.max_completion_length;
                 let rewards = RewardSet::from_config(&config.reward, self.default_reward, longest)?;
                 let all_one = vec![1.0; rewards.names().count()];
-                let batch = config.rollout.max_batch_size;
+                let batch = sizes.max_batch_size;
                 let sampler = Sampler {
                     config: &config.grpo,
                     engine: Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
@@ -158,6 +186,7 @@ impl TrainingData {
                     order: DataOrder::new(seed, self.len()),
                     eos: model.tokenizer.eos_ids().to_vec(),
                     seed,
+                    sizes,
                 };
                 let (grpo, optim) = (&config.grpo, &config.optim);
                 let trainer =

@@ -43,8 +43,7 @@ impl Progress {
                 ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
             }
         };
-        let template =
-            "{prefix} {bar:24} {pos}/{len} {msg} [{elapsed_precise} / {eta_precise} left]";
+        let template = "{prefix} {bar:24} {pos}/{len} {msg} [{elapsed_precise} / {eta_precise} left, {per_sec}]";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━╸─"));
         }
@@ -138,9 +137,11 @@ impl Bar {
             s if last || s == 0 => String::new(),
             s => format!(", {s} s left"),
         };
-        let elapsed = self.bar.elapsed().as_secs();
+        let elapsed = self.bar.elapsed();
         let (label, message) = (self.bar.prefix(), self.bar.message());
-        eprintln!("{label} {done}/{total} {message} [{elapsed} s{left}]");
+        let rate = done as f64 / elapsed.as_secs_f64().max(1e-3);
+        let elapsed = elapsed.as_secs();
+        eprintln!("{label} {done}/{total} {message} [{elapsed} s{left}, {rate:.2}/s]");
     }
 }
 

@@ -151,7 +151,7 @@ fn packing_changes_nothing_but_the_order_of_sums() {
     let first_step = |micro_batch_tokens, gradient_checkpointing| {
         let config = SftConfig {
             examples_per_step: 7,
-            micro_batch_tokens,
+            micro_batch_tokens: Some(micro_batch_tokens),
             gradient_checkpointing: Some(gradient_checkpointing),
             ..SftConfig::default()
         };

@@ -17,6 +17,8 @@ pub struct SftTrainer<'a> {
     config: &'a SftConfig,
     decoder: &'a Decoder,
     examples: &'a [Example],
+    /// Rows up to which examples are packed into one pass.
+    pass_tokens: usize,
     order: DataOrder,
     learner: Learner,
     step: u64,
@@ -45,12 +47,19 @@ impl<'a> SftTrainer<'a> {
             config,
             decoder,
             examples,
+            pass_tokens: config.pass_tokens(),
             order: DataOrder::new(seed, examples.len()),
             learner: Learner::new(adapter, optim, total_steps),
             step: 0,
             position: 0,
             num_tokens: 0,
         })
+    }
+
+    /// Packs examples into passes of up to so many rows.
+    pub fn with_pass_tokens(mut self, pass_tokens: usize) -> Self {
+        self.pass_tokens = pass_tokens;
+        self
     }
 
     /// Steps of a run over `epochs` passes of `num_examples`.
@@ -68,7 +77,7 @@ impl<'a> SftTrainer<'a> {
             .map(|e| e.prompt.len() + e.completion.len() - 1)
             .collect();
         let mut batches = Vec::new();
-        for run in pack(&rows, self.config.micro_batch_tokens) {
+        for run in pack(&rows, self.pass_tokens) {
             let mut batch = Batch::default();
             for example in &chosen[run] {
                 if self.config.completion_only_loss {
@@ -111,8 +120,9 @@ impl Trainer for SftTrainer<'_> {
                 Coefficients::Known(vec![-1.0 / targets as f64; batch.targets.len()]),
                 &mut gradients,
             )?;
-            loss -= scores.logprobs.iter().sum::<f64>();
-            entropy += scores.entropies.iter().sum::<f64>();
+            // One by one: the sum must not depend on what was packed together.
+            scores.logprobs.iter().for_each(|logp| loss -= logp);
+            scores.entropies.iter().for_each(|e| entropy += e);
             done += tokens;
             on_progress(done, rows);
         }

@@ -13,11 +13,11 @@ use self::decode::Decode;
 use self::phases::{Bench, Phase};
 use crate::adapter::{Adapter, SvdCache};
 use crate::cli::GlobalArgs;
-use crate::config::{Config, DataConfig, Source};
+use crate::config::{Config, DataConfig, Sizes, Source};
 use crate::data::prompts::Template;
 use crate::model::{LoadOptions, Model, OpenOptions};
 use crate::ops::cpu::PackedMatrix;
-use crate::run::environment;
+use crate::run::memory;
 use crate::run::progress::Progress;
 use crate::{Error, Result, data};
 
@@ -120,13 +120,14 @@ pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let bench = Bench {
         args,
         config: &config.grpo,
+        sizes: Sizes::of(&config),
         model: &model,
         adapter: &adapter,
         prompts: &prompts,
         seed: global.seed.unwrap_or(42),
     };
     let phases = bench.phases(peak, &bar)?;
-    let peak_rss_mb = peak_rss_mb();
+    let peak_rss_mb = memory::peak().map(|bytes| bytes as f64 / 1e6);
     let mut decode = Vec::new();
     for &sequences in &args.decode {
         decode.push(Decode::measure(&bench, sequences as usize)?);
@@ -250,11 +251,4 @@ impl std::fmt::Display for Report<'_> {
             .iter()
             .try_for_each(|decode| writeln!(f, "{decode}"))
     }
-}
-
-/// Largest resident memory of this process so far, where the system tells (Linux).
-fn peak_rss_mb() -> Option<f64> {
-    let peak = environment::file_field("/proc/self/status", "VmHWM")?;
-    let kib: f64 = peak.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024.0 / 1e6)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::BenchArgs;
 use crate::Result;
 use crate::adapter::Adapter;
-use crate::config::GrpoConfig;
+use crate::config::{GrpoConfig, Sizes};
 use crate::model::{
     Batch, BatchInputs, BlockInputs, Coefficients, Flops, GroupInputs, Keep, Model, pack,
 };
@@ -26,6 +26,7 @@ type Recorded = Vec<Option<GroupInputs>>;
 pub(super) struct Bench<'a> {
     pub args: &'a BenchArgs,
     pub config: &'a GrpoConfig,
+    pub sizes: Sizes,
     pub model: &'a Model,
     pub adapter: &'a Adapter,
     pub prompts: &'a [Vec<u32>],
@@ -140,7 +141,7 @@ impl Bench<'_> {
             decoder, tokenizer, ..
         } = self.model;
         let mut engine = NativeEngine::new(decoder, tokenizer, 64);
-        engine.record(self.config.activation_memory());
+        engine.record(self.sizes.activation_memory);
         let started = Instant::now();
         let completions = engine.generate(
             Some(self.adapter),
@@ -189,7 +190,7 @@ impl Bench<'_> {
             prompt.len() + group.iter().map(|c| c.tokens.len() - 1).sum::<usize>()
         };
         let sizes: Vec<usize> = self.prompts.iter().zip(completions).map(rows).collect();
-        pack(&sizes, self.config.micro_batch_tokens)
+        pack(&sizes, self.sizes.pass_tokens)
             .into_iter()
             .map(|run| {
                 let mut batch = Batch::default();
@@ -243,7 +244,7 @@ impl Bench<'_> {
                         self.config.gradient_checkpointing,
                         &decoder.config,
                         batch.tokens.len(),
-                        self.config.activation_memory(),
+                        self.sizes.activation_memory,
                     );
                     pass.flops += flops.batch(layout);
                     BlockInputs::Computed(keep)

@@ -1,0 +1,124 @@
+//! Plans of the 7B shape: what is chosen, what is refused.
+
+use super::*;
+use crate::config::{LossType, Source};
+
+/// Qwen2.5-7B.
+fn model() -> ModelConfig {
+    let json = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "hidden_act": "silu", "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "bos_token_id": 0, "eos_token_id": 1}"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), json).unwrap();
+    ModelConfig::from_hf_dir(dir.path()).unwrap()
+}
+
+fn config(overrides: &[&str]) -> Config {
+    let source = Source {
+        origin: "test".into(),
+        name: "test".into(),
+        text: "[model]\npath = \"mini\"\n".into(),
+    };
+    let overrides: Vec<String> = overrides.iter().map(|&o| o.to_owned()).collect();
+    Config::load(&source, &overrides).unwrap()
+}
+
+fn plan(config: &Config, gb: f64) -> Result<Plan> {
+    let weights = WeightBytes {
+        held: 15_200_000_000,
+        format: "bf16",
+        ..WeightBytes::default()
+    };
+    let workload = Workload {
+        lengths: vec![200; 100],
+        ..Workload::default()
+    };
+    let limit = Limit {
+        bytes: (gb * 1e9) as u64,
+        origin: "as the test says".into(),
+    };
+    Plan::within(config, &model(), weights, &workload, 0, Some(limit), true)
+}
+
+#[test]
+fn sizes_read_well() {
+    assert_eq!(bytes(26), "26 bytes");
+    assert_eq!(bytes(1_500), "1.5 kB");
+    assert_eq!(bytes(15_200_000_000), "15.2 GB");
+}
+
+#[test]
+fn where_memory_is_plenty_the_usual_sizes_stay() {
+    let config = config(&[]);
+    let plan = plan(&config, 200.0).unwrap();
+    assert_eq!(plan.sizes, Sizes::of(&config));
+}
+
+#[test]
+fn unset_sizes_shrink_until_the_plan_fits() {
+    let config = config(&["grpo.max_completion_length=128"]);
+    let usual = plan(&config, 200.0).unwrap();
+    let mut before = usual.sizes;
+    for gb in [19.0, 18.0, 17.0] {
+        let plan = plan(&config, gb).unwrap();
+        assert!(plan.peak_needed() <= (gb * 1e9) as usize, "{gb}: {plan}");
+        let sizes = plan.sizes;
+        assert!(sizes.activation_memory <= before.activation_memory);
+        assert!(sizes.max_batch_size <= before.max_batch_size);
+        // A group is never cut for memory: 200 tokens and 8 completions of 127 rows.
+        assert!(sizes.pass_tokens >= 200 + 8 * 127);
+        before = sizes;
+    }
+    assert_ne!(before, usual.sizes);
+}
+
+#[test]
+fn what_is_set_is_honoured_or_refused() {
+    let sizes = [
+        "grpo.micro_batch_tokens=2048",
+        "rollout.max_batch_size=64",
+        "grpo.activation_memory_gb=2.0",
+    ];
+    let config = config(&sizes);
+    assert_eq!(plan(&config, 200.0).unwrap().sizes, Sizes::of(&config));
+    let error = plan(&config, 17.0).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let message = error.to_string();
+    for part in [
+        "17.0 GB (as the test says)",
+        "15.2 GB frozen weights as bf16 + ",
+        "keys and values of 64 sequences",
+        "model.memory_gb",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+#[test]
+fn the_smallest_sizes_may_be_too_large() {
+    let error = plan(&config(&[]), 15.0).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn passes_are_not_packed_by_memory_where_that_has_a_say_in_the_gradient() {
+    let free = config(&["grpo.max_completion_length=32"]);
+    assert!(plan(&free, 16.5).unwrap().sizes.pass_tokens < 2048);
+    let mut bnpo = free.clone();
+    bnpo.grpo.loss_type = LossType::Bnpo;
+    assert!(plan(&bnpo, 16.5).map_or(true, |plan| plan.sizes.pass_tokens == 2048));
+    assert!(!bnpo.packing_is_free());
+    assert!(!config(&["adapter.type=lora"]).packing_is_free());
+}
+
+#[test]
+fn a_common_beginning_is_short_of_every_prompt() {
+    let common = |prompts: &[&[u32]]| Workload::common(prompts.iter().copied());
+    assert_eq!(common(&[&[1, 2, 3, 4], &[1, 2, 5]]), 2);
+    assert_eq!(common(&[&[1, 2], &[1, 2, 5]]), 1);
+    assert_eq!(common(&[&[1, 2]]), 0);
+    assert_eq!(common(&[]), 0);
+}
