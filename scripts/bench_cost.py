@@ -231,6 +231,8 @@ def figures(folder, points, base, fits, roofline):
                             "axes.spines.top": False, "axes.spines.right": False}
     from matplotlib import pyplot
 
+    folder.mkdir(parents=True, exist_ok=True)
+
     def save(figure, name):
         figure.tight_layout()
         figure.savefig(folder / name, metadata={"Date": None})
