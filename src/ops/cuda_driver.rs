@@ -139,8 +139,10 @@ const LIBRARIES: &[Library] = &[
 
 functions!(
     DRIVER, DRIVER_NAMES, missing_driver = 34,
+    cuCtxDestroy_v2
     cuCtxGetCurrent
     cuCtxSetCurrent
+    cuCtxSynchronize
     cuDeviceGet
     cuDeviceGetAttribute
     cuDeviceGetMemPool
@@ -160,8 +162,10 @@ functions!(
     cuMemcpyDtoDAsync_v2
     cuMemcpyDtoHAsync_v2
     cuMemcpyHtoDAsync_v2
+    cuMemcpyPeerAsync
     cuMemsetD8Async
     cuModuleGetFunction
+    cuModuleLoad
     cuModuleLoadData
     cuModuleUnload
     cuStreamCreate
@@ -175,6 +179,7 @@ functions!(
     BLAS, BLAS_NAMES, missing_blas = 1,
     cublasCreate_v2
     cublasDestroy_v2
+    cublasDgemmStridedBatched
     cublasGemmStridedBatchedEx
     cublasSetStream_v2
     cublasSgemmStridedBatched
