@@ -28,12 +28,12 @@ pub fn add_assign(a: &mut [f32], b: &[f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{noise, on_threads};
+    use super::super::testing::{noise, on_threads, size};
     use super::*;
 
     #[test]
     fn adds_every_element_once() {
-        for len in [0, 1, PIECE, 100 * PIECE + 7] {
+        for len in [0, 1, PIECE, size(100, 2) * PIECE + 7] {
             let (a, b) = (noise(len, 1), noise(len, 2));
             let want: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
             let sum = on_threads(3, || {

@@ -399,7 +399,7 @@ dispatch! { fn softmax(scores: &mut [f32], limit: usize) -> (f32, f32) = softmax
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::testing::{assert_near, noise, on_threads};
+    use super::super::testing::{assert_near, noise, on_threads, size};
     use super::*;
     use crate::ops::{Layout, Segment};
 
@@ -474,19 +474,28 @@ pub(super) mod tests {
 
     #[test]
     fn matches_f64_with_the_same_bits_in_prefill_and_decoding() {
-        let shapes: [&[(usize, &[usize])]; 5] = [
-            &[(1, &[])],
+        type Shape<'a> = &'a [(usize, &'a [usize])];
+        let mixed: Shape = size(
             &[(5, &[1, 3]), (33, &[]), (16, &[2, 17, 40])],
-            &[(150, &[60, 20, 1, 33])],
-            &[(130, &[1, 1, 1, 1, 1, 1, 1, 1, 1])],
-            &[(300, &[])],
-        ];
-        for shape in shapes {
-            let layout = groups(shape);
-            check(&layout, (6, 2, 20));
+            &[(5, &[1, 3]), (16, &[2, 17])],
+        );
+        let others: &[Shape] = size(
+            &[
+                &[(1, &[])],
+                &[(150, &[60, 20, 1, 33])],
+                &[(130, &[1, 1, 1, 1, 1, 1, 1, 1, 1])],
+                &[(300, &[])],
+            ],
+            &[&[(1, &[])], &[(134, &[1, 2])]],
+        );
+        for shape in others {
+            check(&groups(shape), size((6, 2, 20), (2, 1, 5)));
         }
-        for heads in [(2, 2, 5), (9, 3, 64), (4, 1, 200)] {
-            check(&groups(shapes[1]), heads);
+        for &heads in size(
+            &[(6, 2, 20), (2, 2, 5), (9, 3, 64), (4, 1, 200)][..],
+            &[(6, 2, 20), (2, 2, 5)],
+        ) {
+            check(&groups(mixed), heads);
         }
     }
 

@@ -413,7 +413,7 @@ dispatch! { fn row_dot(a: &[f32], b: &[f32]) -> f32 = dot }
 mod tests {
     use super::super::attention::tests::{groups, reference, store};
     use super::super::attention_forward;
-    use super::super::testing::{assert_near, noise, on_threads};
+    use super::super::testing::{assert_near, noise, on_threads, size};
     use super::*;
 
     /// dq, dk, dv in f64, straight from the definition.
@@ -463,15 +463,23 @@ mod tests {
 
     #[test]
     fn matches_f64_with_the_same_bits_everywhere() {
-        let mixed: &[(usize, &[usize])] = &[(5, &[1, 3]), (33, &[]), (16, &[2, 17, 40])];
-        let long: &[(usize, &[usize])] = &[(150, &[60, 1]), (1, &[])];
-        for ((n_heads, n_kv, dim), shape) in [
-            ((2, 2, 5), mixed),
-            ((6, 2, 20), mixed),
-            ((6, 2, 20), long),
-            ((9, 3, 64), mixed),
-            ((4, 1, 200), &[(34, &[])]),
-        ] {
+        type Shape<'a> = &'a [(usize, &'a [usize])];
+        let mixed: Shape = size(
+            &[(5, &[1, 3]), (33, &[]), (16, &[2, 17, 40])],
+            &[(5, &[1, 3]), (16, &[2, 17])],
+        );
+        let long: Shape = size(&[(150, &[60, 1]), (1, &[])], &[(130, &[2])]);
+        let deep: Shape = &[(34, &[])];
+        for &((n_heads, n_kv, dim), shape) in size(
+            &[
+                ((2, 2, 5), mixed),
+                ((6, 2, 20), mixed),
+                ((6, 2, 20), long),
+                ((9, 3, 64), mixed),
+                ((4, 1, 200), deep),
+            ][..],
+            &[((4, 2, 20), mixed), ((2, 1, 5), long)],
+        ) {
             {
                 let layout = groups(shape);
                 let t = layout.tokens();

@@ -119,8 +119,13 @@ impl BlockPanels {
         self.bytes.len()
     }
 
-    /// The kernels' view. `F` must be the format's type.
+    /// The kernels' view.
+    ///
+    /// # Panics
+    /// When `F` is not the format's type.
     pub(super) fn view<F: Format>(&self) -> Blocks<'_, F> {
+        let blocks = self.panels * (self.in_features / F::INPUTS);
+        assert_eq!(self.bytes.len(), blocks * F::HELD, "bytes of blocks");
         Blocks {
             bytes: &self.bytes,
             panels: self.panels,
@@ -162,7 +167,7 @@ impl<F: Format> Groups for Blocks<'_, F> {
     unsafe fn load<S: Simd>(&self, s: S, panel: usize, group: usize) -> [S::V; GROUP] {
         let each = F::INPUTS / GROUP;
         let block = (panel * self.groups + group) / each;
-        // SAFETY: `pack` made `panels · groups / each` blocks.
+        // SAFETY: `view` saw `panels · groups / each` blocks.
         unsafe { F::load(s, self.bytes.as_ptr().add(block * F::HELD), group % each) }
     }
 
@@ -174,7 +179,7 @@ impl<F: Format> Groups for Blocks<'_, F> {
 #[cfg(test)]
 mod tests {
     use super::super::pack::PackedMatrix;
-    use super::super::testing::{assert_products, noise};
+    use super::super::testing::{assert_products, noise, size};
     use super::BlockFormat;
     use candle_core::quantized::{GgmlDType, QTensor};
     use candle_core::{Device, Tensor};
@@ -193,7 +198,7 @@ mod tests {
         ] {
             assert_eq!(format.block_size(), dtype.block_size());
             assert_eq!(format.type_size(), dtype.type_size());
-            for (out, input) in [(1, 256), (35, 1024), (300, 768)] {
+            for &(out, input) in size(&[(1, 256), (35, 1024), (300, 768)][..], &[(17, 256)]) {
                 let values = noise(out * input, out as u32);
                 let values = Tensor::from_vec(values, (out, input), &Device::Cpu).unwrap();
                 let stored = QTensor::quantize(&values, dtype).unwrap();

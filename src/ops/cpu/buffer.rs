@@ -6,20 +6,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const LINE: usize = 64;
 
+/// What divides the sizes below: Miri is to see such memory in tests it can run.
+const SCALE: usize = if cfg!(miri) { 1 << 8 } else { 1 };
 /// Bytes from which memory is mapped in huge pages: streaming weights through 4 KiB pages costs a
 /// third of the speed of a product.
-const HUGE: usize = 4 << 20;
+const HUGE: usize = (4 << 20) / SCALE;
 /// Bytes of a chunk in huge pages which smaller long-lived vectors share.
-const CHUNK: usize = 64 << 20;
+const CHUNK: usize = (64 << 20) / SCALE;
 /// Bytes from which a long-lived vector goes into a chunk.
-const SHARED: usize = 32 << 10;
+const SHARED: usize = (32 << 10) / SCALE;
 
 /// Number types of which all-zero bytes are the zero.
-pub trait Zeroable: Copy + 'static {}
-impl Zeroable for u8 {}
-impl Zeroable for f32 {}
-impl Zeroable for half::bf16 {}
-impl Zeroable for half::f16 {}
+///
+/// # Safety
+/// They are, and need no more alignment than a cache line has.
+pub unsafe trait Zeroable: Copy + 'static {}
+// SAFETY: a number.
+unsafe impl Zeroable for u8 {}
+// SAFETY: a number.
+unsafe impl Zeroable for f32 {}
+// SAFETY: the bits of a number in a `u16`.
+unsafe impl Zeroable for half::bf16 {}
+// SAFETY: as above.
+unsafe impl Zeroable for half::f16 {}
 
 /// A fixed-length vector whose first element lies on a cache line, so that no load of sixteen
 /// floats straddles two.
@@ -111,8 +120,8 @@ impl<T: Zeroable + Default> AlignedVec<T> {
 /// Zeroed memory, in huge pages where the system has them.
 fn huge_pages(bytes: usize) -> Option<memmap2::MmapMut> {
     let pages = memmap2::MmapMut::map_anon(bytes).ok()?;
-    // Only a hint: without it the pages are small.
-    #[cfg(target_os = "linux")]
+    // Only a hint, which Miri does not know: without it the pages are small.
+    #[cfg(all(target_os = "linux", not(miri)))]
     let _ = pages.advise(memmap2::Advice::HugePage);
     Some(pages)
 }
@@ -255,12 +264,12 @@ mod tests {
     #[test]
     fn weights_share_chunks_but_no_elements() {
         let lengths = [
-            100,
-            10_000,
-            3 << 20,
-            10_001,
-            9 << 20,
-            7 << 20,
+            SHARED / 4 - 16,
+            SHARED / 4 + 1,
+            CHUNK / 20,
+            SHARED / 3,
+            CHUNK / 7,
+            CHUNK / 9,
             CHUNK / 4 + 1,
         ];
         let mut vectors: Vec<_> = lengths.map(AlignedVec::<f32>::for_weights).into();
@@ -276,7 +285,7 @@ mod tests {
         // A part stays when the vectors around it go.
         let kept = vectors.swap_remove(1);
         drop(vectors);
-        let fresh = AlignedVec::<f32>::for_weights(10_000);
+        let fresh = AlignedVec::<f32>::for_weights(SHARED / 4 + 1);
         assert!(fresh.iter().all(|&x| x == 0.0));
         assert!(kept.iter().all(|&x| x == 1.0));
     }

@@ -103,8 +103,9 @@ macro_rules! dispatch {
                     $generic(unsafe { Avx2::new() }, $($arg),*)
                 }
 
+                debug_assert!(isa <= Isa::detected());
                 match isa {
-                    // SAFETY: an `Isa` above `Portable` exists only where it was detected.
+                    // SAFETY: kernels get their `Isa` from `Isa::current`: at most what was detected.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },

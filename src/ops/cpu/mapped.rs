@@ -1,5 +1,6 @@
 //! Weights in two bytes that stay in the file they came in: rows of a mapped checkpoint.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -9,10 +10,32 @@ use super::grouped::{GROUP, Groups};
 use super::simd::{LANES, Simd};
 use super::tile::Element;
 
+/// Where the bytes of a file are.
+#[derive(Debug, Clone)]
+enum Bytes {
+    Mapped(Arc<Mmap>),
+    /// What the tests have in place of a file where none can be mapped, which is under Miri.
+    #[cfg(test)]
+    Memory(Arc<[u8]>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    #[inline(always)]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(file) => file,
+            #[cfg(test)]
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
 /// A row-major matrix [out, in] inside of a mapped file.
 #[derive(Debug, Clone)]
 pub struct MappedRows<T> {
-    file: Arc<Mmap>,
+    file: Bytes,
     /// Byte at which the matrix begins.
     offset: usize,
     pub(super) out_features: usize,
@@ -21,9 +44,14 @@ pub struct MappedRows<T> {
 }
 
 /// Types of which every bit pattern is a value.
-pub trait Stored: Element {}
-impl Stored for bf16 {}
-impl Stored for f16 {}
+///
+/// # Safety
+/// It is.
+pub unsafe trait Stored: Element {}
+// SAFETY: the bits of a number in a `u16`.
+unsafe impl Stored for bf16 {}
+// SAFETY: as above.
+unsafe impl Stored for f16 {}
 
 impl<T: Stored> MappedRows<T> {
     /// The matrix at `offset` bytes; `None` when the file does not hold it at an address for its type,
@@ -34,6 +62,10 @@ impl<T: Stored> MappedRows<T> {
         out_features: usize,
         in_features: usize,
     ) -> Option<Self> {
+        Self::within(Bytes::Mapped(file), offset, out_features, in_features)
+    }
+
+    fn within(file: Bytes, offset: usize, out_features: usize, in_features: usize) -> Option<Self> {
         let bytes = out_features
             .checked_mul(in_features)?
             .checked_mul(size_of::<T>())?;
@@ -105,19 +137,25 @@ mod tests {
     use std::io::Write;
 
     use super::super::pack::PackedMatrix;
-    use super::super::testing::{assert_products, noise};
+    use super::super::testing::{assert_products, noise, size};
     use super::*;
 
-    fn mapped(bytes: &[u8]) -> Arc<Mmap> {
+    fn mapped(bytes: &[u8]) -> Bytes {
+        if cfg!(miri) {
+            return Bytes::Memory(bytes.into());
+        }
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         // SAFETY: nobody else knows the file.
-        Arc::new(unsafe { Mmap::map(&file) }.unwrap())
+        Bytes::Mapped(Arc::new(unsafe { Mmap::map(&file) }.unwrap()))
     }
 
     #[test]
     fn products_read_the_file() {
-        for (out, input) in [(1, 16), (35, 1024), (300, 784)] {
+        for &(out, input) in size(
+            &[(1, 16), (35, 1024), (300, 784)][..],
+            &[(1, 16), (35, 208)],
+        ) {
             let values = noise(out * input, 3);
             let narrow: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
             let halves: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
@@ -128,10 +166,10 @@ mod tests {
             file.append(&mut bytes(halves.iter().map(|x| x.to_bits()).collect()));
             let file = mapped(&file);
             let wide: Vec<f32> = narrow.iter().map(|x| x.to_f32()).collect();
-            let rows = MappedRows::new(file.clone(), 10, out, input).unwrap();
+            let rows = MappedRows::within(file.clone(), 10, out, input).unwrap();
             assert_products(&PackedMatrix::mapped_bf16(rows), &wide);
             let wide: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
-            let rows = MappedRows::new(file, second, out, input).unwrap();
+            let rows = MappedRows::within(file, second, out, input).unwrap();
             assert_products(&PackedMatrix::mapped_f16(rows), &wide);
         }
     }
@@ -139,10 +177,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let file = mapped(&[0; 1000]);
-        assert!(MappedRows::<bf16>::new(file.clone(), 0, 10, 48).is_some());
-        assert!(MappedRows::<bf16>::new(file.clone(), 1, 10, 48).is_none());
-        assert!(MappedRows::<bf16>::new(file.clone(), 0, 10, 40).is_none());
-        assert!(MappedRows::<bf16>::new(file.clone(), 42, 10, 48).is_none());
-        assert!(MappedRows::<bf16>::new(file, 0, usize::MAX / 16, 64).is_none());
+        assert!(MappedRows::<bf16>::within(file.clone(), 0, 10, 48).is_some());
+        assert!(MappedRows::<bf16>::within(file.clone(), 1, 10, 48).is_none());
+        assert!(MappedRows::<bf16>::within(file.clone(), 0, 10, 40).is_none());
+        assert!(MappedRows::<bf16>::within(file.clone(), 42, 10, 48).is_none());
+        assert!(MappedRows::<bf16>::within(file, 0, usize::MAX / 16, 64).is_none());
     }
 }

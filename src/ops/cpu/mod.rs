@@ -9,6 +9,7 @@
     clippy::needless_range_loop,
     reason = "tiles of constant size are read best as loops over their rows and columns"
 )]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod add;
 mod attention;

@@ -10,10 +10,11 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Floating-point operations below which waking another thread costs more than it brings.
-const WORTH_SHARING: usize = 1_500_000;
+/// Floating-point operations below which waking another thread costs more than it brings. Under Miri,
+/// which can do little, all is shared: it looks for data races.
+const WORTH_SHARING: usize = if cfg!(miri) { 0 } else { 1_500_000 };
 /// The same for a thread that is awake and waits, see [`team`].
-const WORTH_HANDING_OUT: usize = 200_000;
+const WORTH_HANDING_OUT: usize = if cfg!(miri) { 0 } else { 200_000 };
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };

@@ -92,12 +92,15 @@ dispatch! { fn rotate_rows(x: &mut [f32], half: usize, positions: &[u32], cos: &
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_near, noise, on_threads};
+    use super::super::testing::{assert_near, noise, on_threads, size};
     use super::*;
 
     #[test]
     fn matches_f64_and_is_undone_by_its_backward() {
-        for (t, heads, dim) in [(1, 1, 2), (3, 2, 10), (40, 9, 64), (700, 3, 64)] {
+        for &(t, heads, dim) in size(
+            &[(1, 1, 2), (3, 2, 10), (40, 9, 64), (700, 3, 64)][..],
+            &[(1, 1, 2), (3, 2, 10), (5, 2, 64)],
+        ) {
             let half = dim / 2;
             let angles = noise(50 * half, 4);
             let cos: Vec<f32> = angles.iter().map(|a| (9.0 * a).cos()).collect();

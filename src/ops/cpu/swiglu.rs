@@ -113,12 +113,12 @@ dispatch! { fn backward_part(gate: &[f32], up: &[f32], g: &[f32], dgate: &mut [f
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_near, noise, on_threads};
+    use super::super::testing::{assert_near, noise, on_threads, size};
     use super::*;
 
     #[test]
     fn matches_f64_with_the_same_bits_everywhere() {
-        for len in [1, 16, 1000, 100_003] {
+        for len in [1, 16, 1000, size(100_003, 2 * PIECE + 3)] {
             let gate: Vec<f32> = noise(len, 1).iter().map(|x| 12.0 * x).collect();
             let (up, g) = (noise(len, 2), noise(len, 3));
             let run = || {

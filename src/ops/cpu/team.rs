@@ -5,8 +5,11 @@
 //! the kernel. So while a [`team`] is at work, the threads of the pool spin, and only rest when nothing
 //! has come for a while.
 
+use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Polls before a thread lets others run between two of them: some hundred microseconds.
@@ -32,132 +35,161 @@ struct Team {
     /// Threads that may be looking at the job.
     inside: AtomicUsize,
     over: AtomicBool,
+    /// What the first task that panicked panicked with.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` is written by the leader alone, and only while no other thread reads it (see `run`); what
-// it points to may be used by several threads, and outlives their use of it.
+// SAFETY: what `job` points to may be used by any thread, and outlives that use (see `run`).
+unsafe impl Send for Team {}
+// SAFETY: as above; and `job` is written by the leader alone, and only while no other thread reads it.
 unsafe impl Sync for Team {}
 
+/// What a thread has to do with teams.
+#[derive(Clone, Copy)]
+enum Role {
+    Nothing,
+    /// It leads this one, and its kernels hand out their tasks.
+    Leads(*const Team),
+    /// It follows one, or leads one and is at a task: what it hands out in turn is not the team's.
+    Helps,
+}
+
 thread_local! {
-    /// The team that this thread leads.
-    static LED: Cell<Option<*const Team>> = const { Cell::new(None) };
+    static ROLE: Cell<Role> = const { Cell::new(Role::Nothing) };
 }
 
 /// Runs `f` while the other threads of the pool that the calling thread belongs to wait for what its
 /// kernels hand out. On a thread of no pool, which could wait for a pool that waits for it, `f` runs as it
-/// would without.
+/// would without, and so it does inside of a team.
+///
+/// A panic of a task goes on in `f`, at the kernel that handed it out.
 pub fn team<T>(f: impl FnOnce() -> T) -> T {
     let alone = super::par::threads_for(usize::MAX) <= 1;
-    if alone || is_led() || rayon::current_thread_index().is_none() {
-        return f();
-    }
-    let team = Team {
+    let leader = match (ROLE.get(), rayon::current_thread_index()) {
+        (Role::Nothing, Some(leader)) if !alone => leader,
+        _ => return f(),
+    };
+    let team = Arc::new(Team {
         job: UnsafeCell::new(None),
         next: AtomicUsize::new(0),
         open: AtomicBool::new(false),
         inside: AtomicUsize::new(0),
         over: AtomicBool::new(false),
-    };
-    rayon::in_place_scope(|scope| {
-        scope.spawn_broadcast(|_, _| team.follow());
-        // Also when `f` panics: the scope waits for the others, and the team must not be led any more.
-        struct End<'a>(&'a Team);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                LED.set(None);
-                self.0.over.store(true, Ordering::Release);
-            }
+        panic: Mutex::new(None),
+    });
+    // Nobody waits for these: a thread that has other work comes late, or when all is over.
+    let followed = team.clone();
+    rayon::spawn_broadcast(move |thread| {
+        // The leader, should it ever wait for a job that another thread took from it, would come by here,
+        // and wait for itself.
+        if thread.index() != leader {
+            followed.follow();
         }
-        let _end = End(&team);
-        LED.set(Some(&raw const team));
-        f()
-    })
+    });
+    // Also when `f` panics.
+    struct End(Arc<Team>);
+    impl Drop for End {
+        fn drop(&mut self) {
+            ROLE.set(Role::Nothing);
+            self.0.over.store(true, Ordering::Relaxed);
+        }
+    }
+    let end = End(team);
+    ROLE.set(Role::Leads(Arc::as_ptr(&end.0)));
+    f()
 }
 
 /// Whether the calling thread leads a team.
 pub(super) fn is_led() -> bool {
-    LED.get().is_some()
+    matches!(ROLE.get(), Role::Leads(_))
 }
 
 /// Runs tasks `0..count`, each once, if the calling thread leads a team.
 pub(super) fn run(count: usize, task: &(dyn Fn(usize) + Sync)) -> bool {
-    let Some(team) = LED.get() else {
+    let Role::Leads(leads) = ROLE.get() else {
         return false;
     };
-    // SAFETY: `team` outlives `f`, inside of which this is called, on this very thread.
-    let team = unsafe { &*team };
-    // SAFETY: erases the lifetime only; nobody uses the job after `Close` has been dropped.
+    // SAFETY: `End` keeps the team for `f`, inside of which this is called, on this very thread.
+    let team = unsafe { &*leads };
+    // SAFETY: erases the lifetime only; nobody uses the job once it is closed and nobody is inside, which
+    // is waited for below: no panic gets past `work`.
     let task: *const (dyn Fn(usize) + Sync + 'static) = unsafe {
         std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), _>(std::ptr::from_ref(task))
     };
     let job = Job { task, count };
-    // SAFETY: the last job was closed and everybody has left it.
+    // SAFETY: the last job was closed and everybody has left it, and who comes since sees that it is closed,
+    // or reads after the store to `open` below.
     unsafe { *team.job.get() = Some(job) };
     team.next.store(0, Ordering::Relaxed);
     team.open.store(true, Ordering::SeqCst);
-    /// Waits until nobody uses the job: also when a task panics.
-    struct Close<'a>(&'a Team);
-    impl Drop for Close<'_> {
-        fn drop(&mut self) {
-            LED.set(Some(self.0));
-            self.0.open.store(false, Ordering::SeqCst);
-            let mut polls = 0;
-            while self.0.inside.load(Ordering::SeqCst) > 0 {
-                wait(&mut polls);
-            }
-        }
-    }
-    let _close = Close(team);
-    // What a task hands out in turn is not the team's.
-    LED.set(None);
+    ROLE.set(Role::Helps);
     team.work(job);
+    ROLE.set(Role::Leads(leads));
+    team.open.store(false, Ordering::SeqCst);
+    let mut polls = 0;
+    while team.inside.load(Ordering::SeqCst) > 0 {
+        wait(&mut polls);
+    }
+    let panic = team
+        .panic
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(panic) = panic {
+        resume_unwind(panic);
+    }
     true
 }
 
 impl Team {
-    /// Takes tasks until there are none left.
+    /// Takes tasks until there are none left, or one panics.
     fn work(&self, job: Job) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= job.count {
-                return;
+        // What a panic leaves half done is seen by nobody before the leader goes on with the panic.
+        let tasks = AssertUnwindSafe(|| {
+            loop {
+                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                if index >= job.count {
+                    return;
+                }
+                // SAFETY: the leader keeps the task alive until the job is closed and nobody is inside.
+                unsafe { (*job.task)(index) };
             }
-            // SAFETY: the leader keeps the task alive until the job is closed and nobody is inside.
-            unsafe { (*job.task)(index) };
+        });
+        if let Err(panic) = catch_unwind(tasks) {
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(panic);
         }
     }
 
     /// Helps until the team's work is over.
     fn follow(&self) {
+        let before = ROLE.replace(Role::Helps);
         let mut polls = 0;
-        while !self.over.load(Ordering::Acquire) {
+        while !self.over.load(Ordering::Relaxed) {
             if self.open.load(Ordering::Relaxed) && self.help() {
                 polls = 0;
             }
             wait(&mut polls);
         }
+        ROLE.set(before);
     }
 
     /// Takes part in the open job; `false` when it was already closed.
     fn help(&self) -> bool {
-        struct Inside<'a>(&'a AtomicUsize);
-        impl Drop for Inside<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
         self.inside.fetch_add(1, Ordering::SeqCst);
-        let _inside = Inside(&self.inside);
         // Either this sees that the job was closed, or the leader sees that somebody is inside: both
         // order what they write before what they read (`SeqCst`).
-        if !self.open.load(Ordering::SeqCst) {
-            return false;
+        let open = self.open.load(Ordering::SeqCst);
+        if open {
+            // SAFETY: open, so the leader wrote it before, and does not again until `inside` is zero.
+            if let Some(job) = unsafe { *self.job.get() } {
+                self.work(job);
+            }
         }
-        // SAFETY: open, so the leader does not write until `inside` is zero.
-        if let Some(job) = unsafe { *self.job.get() } {
-            self.work(job);
-        }
-        true
+        // What the tasks wrote, the leader sees once it reads zero: every change of `inside` is part of
+        // one release sequence.
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+        open
     }
 }
 
@@ -173,23 +205,34 @@ fn wait(polls: &mut usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{par, testing::on_threads};
+    use super::super::buffer::Shared;
+    use super::super::par;
+    use super::super::testing::{on_threads, size};
     use super::*;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    /// Every task of many jobs once, however many threads help.
+    /// Every task of many jobs once, however many threads help, and all that they wrote is seen.
     #[test]
     fn every_task_runs_once() {
         for threads in [1, 2, 5] {
             on_threads(threads, || {
                 team(|| {
                     assert_eq!(is_led(), threads > 1);
-                    for count in (0..40).cycle().take(4_000) {
+                    for count in (0..40).cycle().take(size(4_000, 41)) {
                         let seen: Vec<AtomicUsize> = (0..count).map(|_| 0.into()).collect();
+                        let mut squares = vec![0.0; count];
+                        let shared = Shared::new(&mut squares);
                         par::run(count, threads, |i| {
                             seen[i].fetch_add(1, Ordering::Relaxed);
+                            // SAFETY: a task has its own element.
+                            unsafe { shared.range(i..i + 1)[0] = (i * i) as f32 };
                         });
                         assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+                        assert!(
+                            squares
+                                .iter()
+                                .enumerate()
+                                .all(|(i, &x)| x == (i * i) as f32)
+                        );
                     }
                 });
                 assert!(!is_led());
@@ -212,20 +255,65 @@ mod tests {
         assert_eq!(sum.into_inner(), (0..32).sum::<usize>());
     }
 
+    /// A team inside of a team's task would wait for threads that wait for its leader.
     #[test]
-    fn a_panic_in_any_task_ends_the_team() {
-        for bad in [0, 7, 31] {
-            let seen = catch_unwind(AssertUnwindSafe(|| {
-                on_threads(3, || {
+    fn teams_are_not_nested() {
+        let sum = AtomicUsize::new(0);
+        on_threads(3, || {
+            team(|| {
+                team(|| assert!(is_led()));
+                par::run(8, 3, |i| {
                     team(|| {
-                        par::run(32, 3, |i| {
-                            assert!(i != bad, "task {i}");
-                            std::thread::sleep(Duration::from_micros(200));
+                        assert!(!is_led());
+                        par::run(2, 3, |j| {
+                            sum.fetch_add(2 * i + j, Ordering::Relaxed);
                         });
                     });
                 });
-            }));
-            assert!(seen.is_err(), "task {bad}");
+            });
+        });
+        assert_eq!(sum.into_inner(), (0..16).sum::<usize>());
+    }
+
+    /// What the leader hands to the pool rather than to the team, from the first moment on, when other
+    /// threads may still take it.
+    #[test]
+    fn the_leader_can_use_the_pool() {
+        on_threads(3, || {
+            for round in 0..size(2_000, 10) {
+                let sum = team(|| {
+                    let (a, b) = rayon::join(|| round, || rayon::join(|| 1, || 2));
+                    a + b.0 + b.1
+                });
+                assert_eq!(sum, round + 3);
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_of_any_task_goes_on_at_its_kernel() {
+        for bad in [0, 7, 31] {
+            on_threads(3, || {
+                team(|| {
+                    for _ in 0..2 {
+                        let seen = catch_unwind(AssertUnwindSafe(|| {
+                            par::run(32, 3, |i| {
+                                assert!(i != bad, "task {i}");
+                                std::thread::sleep(Duration::from_micros(200));
+                            });
+                        }));
+                        let message = *seen.unwrap_err().downcast::<String>().unwrap();
+                        assert_eq!(message, format!("task {bad}"));
+                    }
+                    let done = AtomicUsize::new(0);
+                    par::run(32, 3, |_| {
+                        done.fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert_eq!(done.into_inner(), 32);
+                });
+            });
+            let seen = catch_unwind(|| on_threads(3, || team(|| panic!("not a task"))));
+            assert!(seen.is_err());
         }
         on_threads(3, || team(|| par::run(3, 3, |_| ())));
     }

@@ -237,8 +237,7 @@ fn max_rows(isa: Isa, panels: usize) -> usize {
         // Six rows go with four panels, eight with three: the fewer panels are left over.
         Isa::Avx512 if panels.is_multiple_of(4) && !panels.is_multiple_of(3) => 6,
         Isa::Avx512 => 8,
-        Isa::Avx2 => 6,
-        Isa::Portable => 4,
+        Isa::Avx2 | Isa::Portable => 6,
     }
 }
 
@@ -248,7 +247,7 @@ fn max_panels(isa: Isa, rows: usize) -> usize {
     match isa {
         Isa::Avx512 => [8, 8, 8, 6, 4, 4, 3, 3][rows - 1],
         Isa::Avx2 => [4, 3, 2, 1, 1, 1][rows - 1],
-        Isa::Portable => 1,
+        Isa::Portable => [4, 2, 1, 1, 1, 1][rows - 1],
     }
 }
 
@@ -282,7 +281,9 @@ fn pick<E: Element>(isa: Isa, rows: usize, panels: usize) -> (TileFn<E>, usize) 
         Isa::Avx2 => pick! { tile_avx2, rows, panels;
             4: 1; 3: 1 2; 2: 1 2 3; 1: 1 2 3 4 5 6;
         },
-        _ => pick! { tile_portable, rows, panels; 1: 1 2 3 4; },
+        _ => pick! { tile_portable, rows, panels;
+            4: 1; 3: 1; 2: 1 2; 1: 1 2 3 4 5 6;
+        },
     }
 }
 
@@ -291,8 +292,8 @@ fn pick<E: Element>(isa: Isa, rows: usize, panels: usize) -> (TileFn<E>, usize) 
 /// The caller splits deep reductions at multiples of [`DEPTH`].
 ///
 /// # Safety
-/// All elements which the operands describe exist, the right-hand side in whole panels, and no
-/// other thread uses those of `out`.
+/// All elements which the operands describe exist, the right-hand side in whole panels, no other
+/// thread uses those of `out`, and the machine has the instruction set.
 pub(crate) unsafe fn product<E: Element>(
     isa: Isa,
     rows: usize,
@@ -302,6 +303,7 @@ pub(crate) unsafe fn product<E: Element>(
     rhs: Rhs<E>,
     out: Out,
 ) {
+    debug_assert!(isa <= Isa::detected());
     if rows == 0 || columns == 0 {
         return;
     }
@@ -321,8 +323,8 @@ pub(crate) unsafe fn product<E: Element>(
         for index in 0..tiles {
             let height = small + usize::from(index < larger);
             let kernel = if height == tallest { tall } else { low };
-            // SAFETY: the tile lies inside the operands by the loop bounds; the instruction set
-            // was detected, as every `Isa` is.
+            // SAFETY: the tile lies inside the operands by the loop bounds; the rest is the caller's
+            // promise.
             unsafe {
                 kernel(&Tile {
                     depth,

@@ -1,7 +1,8 @@
 //! AVX2 and AVX-512 vectors.
 //!
 //! The values [`Avx2`] and [`Avx512`] are made only inside functions compiled for these features
-//! (see `dispatch!`), which is what makes the intrinsics below sound and lets them be inlined.
+//! (see `dispatch!`), so that `self` proves that the machine has the features: which is what makes the
+//! intrinsics below sound and lets them be inlined.
 
 use super::simd::{LANES, Simd};
 use std::arch::x86_64::*;
@@ -11,26 +12,31 @@ macro_rules! bytes {
     () => {
         #[inline(always)]
         unsafe fn load_bytes(self, p: *const u8) -> __m128i {
+            // SAFETY: `self` proves the features; the pointer is the caller's promise.
             unsafe { _mm_loadu_si128(p.cast()) }
         }
 
         #[inline(always)]
         fn bytes_and(self, b: __m128i, mask: u8) -> __m128i {
+            // SAFETY: `self` proves the features.
             unsafe { _mm_and_si128(b, _mm_set1_epi8(mask.cast_signed())) }
         }
 
         #[inline(always)]
         fn bytes_or(self, a: __m128i, b: __m128i) -> __m128i {
+            // SAFETY: `self` proves the features.
             unsafe { _mm_or_si128(a, b) }
         }
 
         #[inline(always)]
         fn bytes_shr<const N: i32>(self, b: __m128i) -> __m128i {
+            // SAFETY: `self` proves the features.
             unsafe { _mm_srli_epi16::<N>(b) }
         }
 
         #[inline(always)]
         fn bytes_shl<const N: i32>(self, b: __m128i) -> __m128i {
+            // SAFETY: `self` proves the features.
             unsafe { _mm_slli_epi16::<N>(b) }
         }
     };
@@ -48,29 +54,31 @@ impl Avx512 {
     }
 }
 
-// SAFETY of all blocks in this impl: `self` proves that the machine has AVX-512; pointers are
-// covered by the contract of the method.
 impl Simd for Avx512 {
     type V = __m512;
     type B = __m128i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_set1_ps(x) }
     }
 
     #[inline(always)]
     unsafe fn load_ptr(self, p: *const f32) -> __m512 {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe { _mm512_loadu_ps(p) }
     }
 
     #[inline(always)]
     unsafe fn store_ptr(self, p: *mut f32, v: __m512) {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe { _mm512_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const half::bf16) -> __m512 {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe {
             let narrow = _mm256_loadu_si256(p.cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
@@ -79,6 +87,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const half::f16) -> __m512 {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
 
@@ -86,51 +95,61 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn widen_u8(self, b: __m128i) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b)) }
     }
 
     #[inline(always)]
     fn widen_i8(self, b: __m128i) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)) }
     }
 
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_sub_ps(a, b) }
     }
 
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
     fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_div_ps(a, b) }
     }
 
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_max_ps(a, b) }
     }
 
     #[inline(always)]
     fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
     }
 
     #[inline(always)]
     fn scale_exponent(self, p: __m512, t: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
         unsafe {
             let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), n))
@@ -139,7 +158,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
-        // A prefetch of any address is harmless.
+        // SAFETY: `self` proves the features; a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
@@ -154,6 +173,7 @@ impl Simd for Avx512 {
         for i in 0..4 {
             // Column 4·block + i of four rows each.
             let [q0, q1, q2, q3] = [quads[0][i], quads[1][i], quads[2][i], quads[3][i]];
+            // SAFETY: `self` proves the features.
             unsafe {
                 let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(q0, q1);
                 let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(q0, q1);
@@ -204,25 +224,26 @@ impl Avx2 {
 #[derive(Clone, Copy)]
 pub(crate) struct Pair(__m256, __m256);
 
-// SAFETY of all blocks in this impl: `self` proves that the machine has AVX2, FMA and F16C;
-// pointers are covered by the contract of the method.
 impl Simd for Avx2 {
     type V = Pair;
     type B = __m128i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Pair {
+        // SAFETY: `self` proves the features.
         let v = unsafe { _mm256_set1_ps(x) };
         Pair(v, v)
     }
 
     #[inline(always)]
     unsafe fn load_ptr(self, p: *const f32) -> Pair {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe { Pair(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
     }
 
     #[inline(always)]
     unsafe fn store_ptr(self, p: *mut f32, v: Pair) {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe {
             _mm256_storeu_ps(p, v.0);
             _mm256_storeu_ps(p.add(8), v.1);
@@ -231,6 +252,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const half::bf16) -> Pair {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe {
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
             let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
@@ -243,6 +265,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const half::f16) -> Pair {
+        // SAFETY: `self` proves the features; the pointer is the caller's promise.
         unsafe {
             Pair(
                 _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
@@ -255,6 +278,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn widen_u8(self, b: __m128i) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe {
             Pair(
                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)),
@@ -265,6 +289,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn widen_i8(self, b: __m128i) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe {
             Pair(
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),
@@ -275,26 +300,31 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe { Pair(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
     }
 
     #[inline(always)]
     fn sub(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe { Pair(_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
     }
 
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe { Pair(_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
     }
 
     #[inline(always)]
     fn div(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe { Pair(_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
     }
 
     #[inline(always)]
     fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe {
             Pair(
                 _mm256_fmadd_ps(a.0, b.0, c.0),
@@ -305,11 +335,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn max(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe { Pair(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
     }
 
     #[inline(always)]
     fn select_lt(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe {
             Pair(
                 _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)),
@@ -320,6 +352,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn scale_exponent(self, p: Pair, t: Pair) -> Pair {
+        // SAFETY: `self` proves the features.
         unsafe {
             let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(t.0));
             let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(t.1));
@@ -332,12 +365,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
-        // A prefetch of any address is harmless.
+        // SAFETY: `self` proves the features; a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]
     fn transpose(self, rows: &mut [Pair; LANES]) {
+        // SAFETY: `self` proves the features.
         let mut blocks = [[unsafe { _mm256_setzero_ps() }; 8]; 4];
         for i in 0..8 {
             blocks[0][i] = rows[i].0;
