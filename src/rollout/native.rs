@@ -426,7 +426,7 @@ impl Batch<'_> {
             spans.push(span);
         }
         let decoder = self.engine.decoder;
-        let mut recorder = self.recording.recorder(owned.into_iter());
+        let mut recorder = self.recording.recorder(owned);
         let cache = &mut self.cache;
         let hidden = decoder.forward(self.adapter, &tokens, &spans, cache, recorder.as_mut())?;
         let rows = self.rows[..decoding].iter();
