@@ -36,6 +36,8 @@ pub mod ops {
     #[path = "layout.rs"]
     mod layout;
     pub use layout::{Layout, Segment, Span};
+    #[path = "random.rs"]
+    pub mod random;
     #[path = "cpu/mod.rs"]
     pub mod cpu;
 }
