@@ -18,6 +18,7 @@ pub mod grpo;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod ranks;
 pub mod report;
 pub mod reward;
 pub mod rollout;

@@ -9,14 +9,15 @@ use clap::Args;
 use super::open::{ModelArgs, Opened};
 use crate::adapter::Adapter;
 use crate::cli::GlobalArgs;
-use crate::config::{FieldMapping, OnBadRow};
+use crate::config::{FieldMapping, OnBadRow, RolloutConfig, RolloutEngine};
 use crate::data::prompts::Template;
 use crate::eval::{
     CompletionLog, EvalOptions, EvalResult, EvalSet, RunReport, SetOptions, TaskReport,
     configuration, evaluate, table,
 };
+use crate::ranks::Ranks;
 use crate::reward::Grader;
-use crate::rollout::NativeEngine;
+use crate::rollout::{Engines, Seat, SharedEngine};
 use crate::run::progress::Progress;
 use crate::run::{clock, fs, signals};
 use crate::{Error, Result};
@@ -84,6 +85,19 @@ pub struct EvalArgs {
     /// Completions decoded at once; changes memory and speed, not the result
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
+    /// What samples: native, vllm or llama-server
+    #[arg(long, value_name = "NAME", default_value = "native")]
+    engine: RolloutEngine,
+    /// Address of a server of --engine (repeatable: they share the work)
+    #[arg(long, value_name = "URL")]
+    base_url: Vec<String>,
+    /// Program and arguments that start a llama-server when there is no --base-url
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., value_terminator = ";", default_value = "llama-server")]
+    server: Vec<String>,
+    /// Folder with adapters for the servers, which they see under the same path [default: one in --out,
+    /// else a temporary one]
+    #[arg(long, value_name = "DIR")]
+    adapter_dir: Option<PathBuf>,
     /// Folder for results, samples and completions; an interrupted evaluation goes on from there
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -92,10 +106,14 @@ pub struct EvalArgs {
     json: bool,
 }
 
-/// Runs the command.
-pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
+/// Runs the command, on every rank.
+pub fn run(args: &EvalArgs, global: &GlobalArgs, ranks: &Ranks, out: &mut dyn Write) -> Result<()> {
     let (started, clock) = (clock::now(), Instant::now());
     args.check()?;
+    let global = &GlobalArgs {
+        quiet: global.quiet || !ranks.is_root(),
+        ..global.clone()
+    };
     let opened = args.model.open(global)?;
     if args.base && opened.adapter.is_none() {
         return Err(Error::config("--base needs an --adapter to compare with"));
@@ -107,14 +125,19 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<
         options.sampling(set)?;
     }
     if let Some(folder) = &args.out {
-        fs::create_dir_all(folder)?;
+        ranks.on_root(|| fs::create_dir_all(folder))?;
     }
+    let temporary = tempfile::tempdir()
+        .map_err(|e| Error::data(format!("cannot make a temporary folder: {e}")))?;
+    let beside = args.out.as_deref().unwrap_or(temporary.path());
+    let engines = args.engines(&opened, &sets, &options, ranks, &beside.join("adapters"))?;
     let mut runner = Runner {
         opened: &opened,
         options: &options,
         folder: args.out.as_deref(),
         progress: Progress::new(global.quiet),
-        batch_size: args.batch_size,
+        engines: &engines,
+        ranks,
     };
     signals::install()?;
     let mut tasks = Vec::new();
@@ -125,6 +148,9 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<
         };
         let result = runner.run(&set, opened.adapter.as_ref())?;
         tasks.push(TaskReport { set, result, base });
+    }
+    if !ranks.is_root() {
+        return Ok(());
     }
     let report = RunReport {
         model: opened.model.name.clone(),
@@ -200,6 +226,39 @@ impl EvalArgs {
         }
     }
 
+    /// What samples, as the arguments say.
+    fn engines<'a>(
+        &self,
+        opened: &'a Opened,
+        sets: &[EvalSet],
+        options: &EvalOptions,
+        ranks: &Ranks,
+        folder: &Path,
+    ) -> Result<Engines<'a>> {
+        let config = RolloutConfig {
+            engine: self.engine,
+            base_url: self.base_url.clone(),
+            server: self.server.clone(),
+            adapter_dir: self.adapter_dir.clone(),
+            ..RolloutConfig::default()
+        };
+        config.validate()?;
+        let mut context = 0;
+        for set in sets {
+            let longest = set.longest_prompt() + options.sampling(set)?.max_tokens;
+            context = context.max(longest);
+        }
+        let seat = Seat {
+            folder,
+            context,
+            rank: ranks.rank(),
+            ranks: ranks.size(),
+            progress: Progress::new(!ranks.is_root()),
+        };
+        let (model, adapter) = (&opened.model, opened.adapter.as_ref());
+        Engines::open(&config, model, adapter, self.batch_size, &seat)
+    }
+
     fn sets(&self, opened: &Opened, quiet: bool) -> Result<Vec<EvalSet>> {
         let trained_on = opened.config.as_ref().map(|config| &config.data);
         let given = self.few_shot.map(Template::FewShot).or(self.prompt.clone());
@@ -264,7 +323,8 @@ struct Runner<'a> {
     options: &'a EvalOptions,
     folder: Option<&'a Path>,
     progress: Progress,
-    batch_size: usize,
+    engines: &'a Engines<'a>,
+    ranks: &'a Ranks,
 }
 
 impl Runner<'_> {
@@ -276,7 +336,7 @@ impl Runner<'_> {
             Some(folder) => {
                 let path = folder.join(format!("completions_{}{which}.jsonl", set.name));
                 let configuration = configuration(set, self.options, &model.hash, adapter)?;
-                Some(CompletionLog::open(&path, &configuration)?)
+                Some(CompletionLog::of_ranks(self.ranks, &path, &configuration)?)
             }
             None => None,
         };
@@ -287,7 +347,7 @@ impl Runner<'_> {
         let total = set.problems.len() * self.options.samples_per_problem;
         let label = format!("{}{}", set.name, which.replace('_', " "));
         let bar = self.progress.bar(&label, total as u64);
-        let mut engine = NativeEngine::new(&model.decoder, &model.tokenizer, self.batch_size);
+        let mut engine = SharedEngine::new(self.engines.engine(), self.ranks);
         let result = evaluate(
             &mut engine,
             adapter,

@@ -12,6 +12,7 @@ use crate::adapter::AdapterSpec;
 use crate::cli::GlobalArgs;
 use crate::config::{Config, Source};
 use crate::model::{Checkpoint as Pretrained, Model, ModelConfig};
+use crate::ranks::Ranks;
 use crate::run::directory::{CONFIG, RUNS, RunDirectory};
 use crate::run::job::{self, Job, Place};
 use crate::run::plan::{self, WeightBytes};
@@ -149,10 +150,12 @@ fn check_adapters(points: &[Point], model: &Model, progress: Progress) -> Result
     let mut seen: Vec<&AdapterSpec> = Vec::new();
     for Point { name, config, .. } in points {
         if config.adapter.needs_svd() && !seen.contains(&&config.adapter) {
-            job::make_adapter(config, model, progress).map_err(|error| match error {
-                Error::Config(message) => Error::config(format!("{name}: {message}")),
-                other => other,
-            })?;
+            job::make_adapter(config, model, &Ranks::alone(), progress).map_err(
+                |error| match error {
+                    Error::Config(message) => Error::config(format!("{name}: {message}")),
+                    other => other,
+                },
+            )?;
             seen.push(&config.adapter);
         }
     }
@@ -231,7 +234,8 @@ fn train_one(
     // LoRA-XS with a random start is not the untrained model at step 0.
     let starts_untrained = point.config.adapter.init_std == 0.0;
     let place = Place {
-        directory: &directory,
+        ranks: Ranks::alone(),
+        directory: Some(&directory),
         resume,
         shared: starts_untrained.then(|| sweep.untrained()),
         sizes: plan.sizes,

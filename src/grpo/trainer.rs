@@ -12,7 +12,6 @@ use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::{GrpoConfig, LossType, OptimConfig};
 use crate::model::{Batch, Decoder, pack};
-use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
 use crate::run::logs::CompletionRow;
@@ -87,6 +86,16 @@ impl<'a> GrpoTrainer<'a> {
     #[cfg(test)]
     pub(super) fn sampler_mut(&mut self) -> &mut Sampler<'a> {
         &mut self.sampler
+    }
+
+    /// What went over the network so far, as metrics.
+    fn bytes(&self) -> [(&'static str, u64); 3] {
+        let (sent, received) = self.sampler.engine.bytes();
+        [
+            ("bytes/ranks_sent", self.sampler.ranks.bytes_sent()),
+            ("bytes/rollout_sent", sent),
+            ("bytes/rollout_received", received),
+        ]
     }
 
     /// All updates on one generation batch.
@@ -247,18 +256,40 @@ impl<'a> GrpoTrainer<'a> {
         adapter: Option<&Adapter>,
         mut each: impl FnMut(&mut Item, Vec<f64>),
     ) -> Result<()> {
-        for micro_batch in self.micro_batches(rollouts, items, |item| self.is_trained(item)) {
+        let ranks = &self.sampler.ranks;
+        let own = self.own_scores(rollouts, items, adapter);
+        let mut by_rank = ranks.gather(own)?;
+        by_rank.iter_mut().for_each(|own| own.reverse());
+        for item in items.iter_mut().filter(|item| self.is_trained(item)) {
+            let owner = rollouts.groups[item.group].owner;
+            if let Some(logps) = by_rank[owner].pop() {
+                each(item, logps);
+            }
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of the completions of this rank that are trained on, in order.
+    fn own_scores(
+        &self,
+        rollouts: &Rollouts,
+        items: &[Item],
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let rank = self.sampler.ranks.rank();
+        let is_own =
+            |item: &Item| self.is_trained(item) && rollouts.groups[item.group].owner == rank;
+        let mut all = Vec::new();
+        for micro_batch in self.micro_batches(rollouts, items, is_own) {
             signals::check()?;
             let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
             let batch = self.pack(rollouts, &own)?;
             let temperature = self.config.temperature;
             let scores = self.decoder.score(adapter, &batch, temperature)?;
             let logps = batch.by_completion(&scores.logprobs);
-            for (&i, logps) in micro_batch.iter().zip(logps) {
-                each(&mut items[i], logps.to_vec());
-            }
+            all.extend(logps.map(<[f64]>::to_vec));
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Completions packed with the prompts of their groups, each prompt once.
@@ -314,21 +345,22 @@ pub(super) struct Policy {
 }
 
 impl Sums {
-    /// Adds all completions of a pass with these log-probabilities, and gives dL/dlogp of every
-    /// token.
+    /// Adds completions whose tokens have these log-probabilities, one after the other, and gives
+    /// dL/dlogp of every token.
     pub(super) fn add(
         &mut self,
         params: &LossParams,
         policy: &Policy,
         items: &[&Item],
-        batch: &Batch,
         logps: &[f64],
     ) -> Vec<f64> {
-        let mut gradient = vec![0.0; batch.targets.len()];
-        let mut rest = &mut gradient[..];
-        for (item, logps) in items.iter().zip(batch.by_completion(logps)) {
-            let (own, others) = rest.split_at_mut(logps.len());
-            rest = others;
+        let mut gradient = vec![0.0; logps.len()];
+        let (mut rest, mut logps_left) = (&mut gradient[..], logps);
+        for item in items {
+            let length = item.sampled.len();
+            let (logps, after) = logps_left.split_at(length);
+            let (own, others) = rest.split_at_mut(length);
+            (rest, logps_left) = (others, after);
             let old = match (policy.moved, &item.old) {
                 (false, _) => logps,
                 (true, Some(old)) => old,
@@ -355,10 +387,10 @@ impl Sums {
         gradient
     }
 
-    pub(super) fn add_entropies(&mut self, scores: &Scores) {
+    pub(super) fn add_entropies(&mut self, entropies: &[f64]) {
         // One by one: the sum must not depend on what was packed together.
-        scores.entropies.iter().for_each(|e| self.entropy += e);
-        self.tokens += scores.entropies.len();
+        entropies.iter().for_each(|e| self.entropy += e);
+        self.tokens += entropies.len();
     }
 
     fn write(&self, loss: &LossParams, metrics: &mut StepMetrics) {
@@ -393,6 +425,7 @@ impl Sums {
 impl Trainer for GrpoTrainer<'_> {
     fn step(&mut self, on_progress: &mut dyn FnMut(usize, usize)) -> Result<StepOutput> {
         let started = Instant::now();
+        let bytes_before = self.bytes();
         // Rollouts are about half of the time: they count from 0 to 1000, the updates to 2000.
         let rollouts = self.sampler.sample(
             self.learner.adapter(),
@@ -430,6 +463,11 @@ impl Trainer for GrpoTrainer<'_> {
             ("tokens_per_second", sampled as f64 / step_time),
         ] {
             metrics.set(name, value);
+        }
+        for ((name, after), (_, before)) in self.bytes().into_iter().zip(bytes_before) {
+            if after > before {
+                metrics.set(name, (after - before) as f64);
+            }
         }
         Ok(StepOutput {
             metrics,

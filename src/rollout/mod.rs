@@ -1,14 +1,23 @@
 //! Sampling of completions: what is asked for, what comes back, and the engines that do it.
 
 mod device_sampler;
+mod engines;
+mod finish;
 mod native;
 #[cfg(test)]
 mod native_tests;
 mod parallel;
 mod recording;
+mod remote;
 pub mod sampler;
+mod shared;
 
+pub use engines::Engines;
 pub use native::NativeEngine;
+pub use remote::{RemoteEngine, Seat};
+pub use shared::SharedEngine;
+
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::adapter::Adapter;
@@ -44,7 +53,7 @@ pub struct Request {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     Eos,
@@ -54,7 +63,7 @@ pub enum FinishReason {
 }
 
 /// One sampled completion.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Sampled ids, the end-of-sequence id included.
     pub tokens: Vec<u32>,
@@ -107,5 +116,10 @@ pub trait Engine {
     /// scoring gives, so that there is no difference to correct for.
     fn exact(&self) -> bool {
         false
+    }
+
+    /// Bytes sent to and received from other processes so far.
+    fn bytes(&self) -> (u64, u64) {
+        (0, 0)
     }
 }

@@ -4,10 +4,11 @@
 //! leave the batch and waiting ones join at once. What is drawn does not depend on any of it.
 
 use super::device_sampler::{self, DeviceSampler};
+use super::finish::finished_at;
 use super::parallel::Observers;
 use super::recording::Recording;
 use super::sampler::{Draw, Sampled, sample};
-use super::{Completion, Engine, FinishReason, Request, SamplingParams};
+use super::{Completion, Engine, Request, SamplingParams};
 use crate::adapter::Adapter;
 use crate::model::{Decoder, GroupInputs, KvCache, SlotId, Tokenizer};
 use crate::ops::{Backend, Span, cpu, cpu_slice};
@@ -145,7 +146,8 @@ impl Engine for NativeEngine<'_> {
     }
 }
 
-fn check(requests: &[Request], decoder: &Decoder) -> Result<()> {
+/// Refuses prompts that are empty or not of the model.
+pub(super) fn check(requests: &[Request], decoder: &Decoder) -> Result<()> {
     let vocab = decoder.config.vocab_size;
     for request in requests {
         if request.prompt.is_empty() {
@@ -364,37 +366,13 @@ impl Batch<'_> {
     }
 
     fn finished(&self, row: &Row) -> Option<Completion> {
-        let tokenizer = self.engine.tokenizer;
-        let last = *row.tokens.last()?;
-        let mut text = None;
-        let finish = if self.params.eos.contains(&last) {
-            FinishReason::Eos
-        } else if self.stopped(&row.tokens) {
-            let whole = tokenizer.decode(&row.tokens, true);
-            let end = self.params.stop.iter().filter_map(|s| whole.find(s)).min();
-            text = end.map(|end| whole[..end].to_owned());
-            FinishReason::Stop
-        } else if row.tokens.len() >= self.params.max_tokens {
-            FinishReason::Length
-        } else {
-            return None;
-        };
+        let (finish, text) = finished_at(self.engine.tokenizer, &row.tokens, self.params)?;
         Some(Completion {
             tokens: row.tokens.clone(),
             logprobs: row.logprobs.clone(),
-            text: text.unwrap_or_else(|| tokenizer.decode(&row.tokens, true)),
+            text,
             finish,
         })
-    }
-
-    /// Whether the text of the last tokens, long enough for any stop string, holds one.
-    fn stopped(&self, tokens: &[u32]) -> bool {
-        let Some(longest) = self.params.stop.iter().map(String::len).max() else {
-            return false;
-        };
-        let tail = &tokens[tokens.len().saturating_sub(longest + 8)..];
-        let text = self.engine.tokenizer.decode(tail, true);
-        self.params.stop.iter().any(|s| text.contains(s))
     }
 
     /// One pass of the model: a token more for the rows, of which there are `decoding` or which do not

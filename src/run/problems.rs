@@ -10,8 +10,9 @@ use crate::data::prompts::{PromptedProblem, Template};
 use crate::data::{self, DataOrder};
 use crate::grpo::{GrpoTrainer, Sampler};
 use crate::model::{Model, Tokenizer};
+use crate::ranks::Ranks;
 use crate::reward::{Grader, RewardSet};
-use crate::rollout::NativeEngine;
+use crate::rollout::Engines;
 use crate::sft::{Example, SftTrainer, end_of_turn};
 use crate::{Error, Result};
 
@@ -157,6 +158,7 @@ impl TrainingData {
         adapter: Adapter,
         total_steps: u64,
         sizes: Sizes,
+        (engines, ranks): (&Engines<'a>, &Ranks),
     ) -> Result<Box<dyn Trainer + 'a>> {
         let seed = config.train.seed;
         match config.method {
@@ -170,16 +172,16 @@ impl TrainingData {
                     seed,
                     total_steps,
                 )?;
-                Ok(Box::new(trainer.with_pass_tokens(sizes.pass_tokens)))
+                let trainer = trainer.with_pass_tokens(sizes.pass_tokens);
+                Ok(Box::new(trainer.with_ranks(ranks.clone())))
             }
             Method::Grpo => {
                 let longest = config.grpo.max_completion_length;
                 let rewards = RewardSet::from_config(&config.reward, self.default_reward, longest)?;
                 let all_one = vec![1.0; rewards.names().count()];
-                let batch = sizes.max_batch_size;
                 let sampler = Sampler {
                     config: &config.grpo,
-                    engine: Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
+                    engine: engines.engine(),
                     problems: &self.problems,
                     rewards,
                     weights: config.grpo.reward_weights.clone().unwrap_or(all_one),
@@ -187,6 +189,7 @@ impl TrainingData {
                     eos: model.tokenizer.eos_ids().to_vec(),
                     seed,
                     sizes,
+                    ranks: ranks.clone(),
                 };
                 let (grpo, optim) = (&config.grpo, &config.optim);
                 let trainer =

@@ -13,6 +13,7 @@ use super::signals;
 use super::state::TrainState;
 use crate::adapter::Adapter;
 use crate::config::TrainConfig;
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 
 /// What one step gives.
@@ -55,14 +56,21 @@ pub struct Evaluation {
 /// Evaluates an adapter after a step.
 pub type Evaluate<'a> = dyn FnMut(u64, &Adapter) -> Result<Evaluation> + 'a;
 
+/// The files that grow while a run goes on.
+pub struct Records {
+    pub store: Store,
+    pub logs: Logs,
+}
+
 /// What the loop needs besides the trainer.
 pub struct Session<'a> {
     pub config: &'a TrainConfig,
     /// Steps of the whole run.
     pub total_steps: u64,
     pub identity: Identity,
-    pub store: Store,
-    pub logs: Logs,
+    pub ranks: Ranks,
+    /// What is written; on other ranks than the root nothing.
+    pub records: Option<Records>,
     pub progress: Progress,
     /// Those of a resumed run are there from the start.
     pub evaluations: Vec<Evaluation>,
@@ -114,19 +122,47 @@ impl Session<'_> {
                     bar.set_position(state.step);
                     self.check_alive(&metrics, state.step)?;
                 }
-                Err(Error::Interrupted(_)) => {
-                    // The step in flight is abandoned: back to where it began.
-                    trainer.restore(&state)?;
-                    return Err(self.interrupted(trainer, &state));
-                }
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.abandoned(trainer, &state, error)),
             }
-            if signals::interrupted() {
-                return Err(self.interrupted(trainer, &state));
+            if let Err(error) = self.agree(&state) {
+                // What the ranks do not have in common is not worth a checkpoint.
+                return Err(match error {
+                    Error::Interrupted(_) => self.interrupted(trainer, &state),
+                    other => other,
+                });
             }
         }
         bar.finish();
         Ok(())
+    }
+
+    /// Whether a signal has asked to stop, and all ranks are at the same state of the same run.
+    fn agree(&self, state: &TrainState) -> Result<()> {
+        if self.ranks.is_alone() {
+            return signals::check();
+        }
+        let bytes = serde_json::to_vec(&(&self.identity, state))
+            .map_err(|e| Error::Internal(format!("cannot compare ranks: {e}")))?;
+        let what = format!("state after step {}", state.step);
+        self.ranks.agree(&what, &bytes)
+    }
+
+    /// What to say of a step that was not finished. After a signal, or when a rank is gone, the state in
+    /// which it began is saved.
+    fn abandoned(&mut self, trainer: &mut dyn Trainer, state: &TrainState, error: Error) -> Error {
+        match error {
+            Error::Interrupted(_) | Error::Lost(_) => {}
+            other => return other,
+        }
+        if let Err(other) = trainer.restore(state) {
+            return other;
+        }
+        match (self.interrupted(trainer, state), error) {
+            (Error::Interrupted(_), Error::Lost(why)) => {
+                Error::Lost(format!("{why}; saved after step {}", state.step))
+            }
+            (said, _) => said,
+        }
     }
 
     /// One step with its lines in the logs.
@@ -140,10 +176,12 @@ impl Session<'_> {
             metrics,
             completions,
         } = output;
-        self.logs.step(step, &metrics)?;
         let limit = self.config.num_completions_to_log.unwrap_or(usize::MAX);
-        for row in completions.iter().take(limit) {
-            self.logs.completion(row)?;
+        if let Some(Records { logs, .. }) = &mut self.records {
+            logs.step(step, &metrics)?;
+            for row in completions.iter().take(limit) {
+                logs.completion(row)?;
+            }
         }
         self.curve
             .extend(metrics.get("reward").or(metrics.get("loss")));
@@ -180,20 +218,22 @@ impl Session<'_> {
     }
 
     fn save(&mut self, trainer: &dyn Trainer, state: &TrainState) -> Result<()> {
-        if self.store.has(state.step) {
+        let Some(Records { store, logs }) = &mut self.records else {
+            return Ok(());
+        };
+        if store.has(state.step) {
             // A kill may have come between its saving and the removal of older ones.
-            return self.store.prune();
+            return store.prune();
         }
         let checkpoint = Checkpoint {
             identity: self.identity.clone(),
             state: state.clone(),
-            logs: self.logs.sync()?,
+            logs: logs.sync()?,
             evaluations: self.evaluations.clone(),
             dead_steps: self.dead_steps,
         };
         let write = self.write_adapter;
-        self.store
-            .save(&checkpoint, |path| write(trainer.adapter(), path))
+        store.save(&checkpoint, |path| write(trainer.adapter(), path))
     }
 
     fn evaluation_is_due(&self, step: u64) -> bool {
@@ -208,9 +248,10 @@ impl Session<'_> {
             return Ok(());
         };
         let evaluation = evaluate(step, adapter)?;
-        self.logs
-            .evaluation(step, &evaluation.scores, evaluation.seconds)?;
-        self.store.set_score(step, evaluation.score)?;
+        if let Some(Records { store, logs }) = &mut self.records {
+            logs.evaluation(step, &evaluation.scores, evaluation.seconds)?;
+            store.set_score(step, evaluation.score)?;
+        }
         self.evaluations.push(evaluation);
         Ok(())
     }
