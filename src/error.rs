@@ -25,7 +25,7 @@ pub enum Error {
     /// Stopped by a signal after saving (exit code 130).
     #[error("{0}")]
     Interrupted(String),
-    /// Another process of the run is gone or has come elsewhere (exit code 1).
+    /// Another process of the run, or every server, is gone or has come elsewhere (exit code 1).
     #[error("{0}")]
     Lost(String),
     /// A bug or an unexpected failure of the machine (exit code 1).

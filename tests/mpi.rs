@@ -243,7 +243,7 @@ fn ranks_with_different_configurations_are_refused() {
     command.args(["--run-dir", "a", "--set", "optim.learning_rate=0.02"]);
     let (code, stderr) = end_of(command.spawn().unwrap());
     assert_ne!(code, 0);
-    let said = "rank 1 has another configuration, model or data than rank 0";
+    let said = "rank 1 has another program, configuration, model or data than rank 0";
     assert!(stderr.contains(said), "{stderr}");
 }
 

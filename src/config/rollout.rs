@@ -57,6 +57,9 @@ pub struct RolloutConfig {
     pub request_timeout: f64,
     /// How often a request that failed is made again, after 1/4, 1/2, 1, … up to 20 seconds.
     pub max_retries: u32,
+    /// Have servers sample the completions of the next step while this one is learnt from. They are then of
+    /// the policy one update ago, which truncated importance sampling corrects for.
+    pub one_step_off_policy: bool,
 }
 
 impl Default for RolloutConfig {
@@ -70,6 +73,7 @@ impl Default for RolloutConfig {
             max_concurrency: 32,
             request_timeout: 600.0,
             max_retries: 10,
+            one_step_off_policy: false,
         }
     }
 }
@@ -104,6 +108,13 @@ impl RolloutConfig {
     }
 
     fn validate_engine(&self) -> Result<()> {
+        let apart = self.engine != RolloutEngine::Native;
+        check(
+            apart || !self.one_step_off_policy,
+            "rollout.one_step_off_policy",
+            true,
+            || "the native engine samples with what learns: set rollout.engine".into(),
+        )?;
         let engine = self.engine.name();
         let addresses = self.base_url.len();
         match self.engine {

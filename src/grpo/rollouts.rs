@@ -142,17 +142,7 @@ impl Sampler<'_> {
         }
         let n = self.config.num_generations;
         let owner = self.ranks.rank();
-        let places: Vec<u64> = (position..).take(count).collect();
-        let chosen: Vec<usize> = places.iter().map(|&p| self.order.at(p)).collect();
-        let requests: Vec<Request> = places
-            .iter()
-            .zip(&chosen)
-            .map(|(&id, &problem)| Request {
-                id,
-                prompt: self.problems[problem].prompt.tokens.clone(),
-                n,
-            })
-            .collect();
+        let (chosen, requests) = self.requests(position, count);
         let params = self.params(step);
         let batch = Asked {
             problems: self.problems,
@@ -212,6 +202,31 @@ impl Sampler<'_> {
                 }
             })
             .collect())
+    }
+
+    /// The problems at `count` places from `position` on, and what the engine is asked for them.
+    fn requests(&mut self, position: u64, count: usize) -> (Vec<usize>, Vec<Request>) {
+        let places = (position..).take(count);
+        places
+            .map(|id| {
+                let problem = self.order.at(id);
+                let prompt = self.problems[problem].prompt.tokens.clone();
+                let n = self.config.num_generations;
+                (problem, Request { id, prompt, n })
+            })
+            .unzip()
+    }
+
+    /// Has the engine start on the generation batch of `step`, if it can while this process goes on:
+    /// [`Self::sample`] then gives completions of this adapter.
+    pub fn begin(&mut self, adapter: &Adapter, step: u64, position: u64) -> Result<()> {
+        let share = self.ranks.share(self.config.prompts_per_step);
+        let (_, requests) = self.requests(position + share.start as u64, share.len());
+        let params = self.params(step);
+        match requests.is_empty() {
+            true => Ok(()),
+            false => self.engine.begin(Some(adapter), &requests, &params),
+        }
     }
 
     fn judge(&self, groups: &[Group]) -> Result<Advantages> {

@@ -28,6 +28,9 @@ pub struct GrpoTrainer<'a> {
     step: u64,
     position: u64,
     num_tokens: u64,
+    total_steps: u64,
+    /// Completions of the next step are sampled while this one is learnt from.
+    overlaps: bool,
 }
 
 /// A completion in an update.
@@ -80,7 +83,17 @@ impl<'a> GrpoTrainer<'a> {
             step: 0,
             position: 0,
             num_tokens: 0,
+            total_steps,
+            overlaps: false,
         }
+    }
+
+    /// Has the completions of the next step sampled while this one is learnt from, by the policy before
+    /// the update: one step off the policy that learns from them, which the correction for another
+    /// sampler corrects for, too.
+    pub fn one_step_off_policy(mut self, overlaps: bool) -> Self {
+        self.overlaps = overlaps;
+        self
     }
 
     #[cfg(test)]
@@ -434,6 +447,11 @@ impl Trainer for GrpoTrainer<'_> {
             &mut |done, total| on_progress(1000 * done / total.max(1), 2000),
         )?;
         let rollout_time = started.elapsed().as_secs_f64();
+        if self.overlaps && self.step + 1 < self.total_steps {
+            let next = self.position + rollouts.drawn;
+            self.sampler
+                .begin(self.learner.adapter(), self.step + 1, next)?;
+        }
         let sums = self.learn(&rollouts, &mut |done, total| {
             on_progress(1000 + 1000 * done / total.max(1), 2000);
         })?;

@@ -69,6 +69,15 @@ impl Engine for Hand<'_> {
             .generate(adapter, requests, params, on_token, on_finished)
     }
 
+    fn begin(
+        &mut self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+    ) -> Result<()> {
+        self.engine().begin(adapter, requests, params)
+    }
+
     fn bytes(&self) -> (u64, u64) {
         self.engine().bytes()
     }

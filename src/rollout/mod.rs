@@ -44,7 +44,7 @@ pub struct SamplingParams {
 }
 
 /// One prompt of which `n` completions are wanted. The prompt is computed once.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Identifies the prompt in the random stream: (seed, step, id, sample, position) fixes a draw.
     pub id: u64,
@@ -116,6 +116,17 @@ pub trait Engine {
     /// scoring gives, so that there is no difference to correct for.
     fn exact(&self) -> bool {
         false
+    }
+
+    /// Starts on requests that [`Self::generate`] will be asked for next, while something else is done:
+    /// it then gives the completions of this adapter. Nothing where sampling needs this process.
+    fn begin(
+        &mut self,
+        _adapter: Option<&Adapter>,
+        _requests: &[Request],
+        _params: &SamplingParams,
+    ) -> Result<()> {
+        Ok(())
     }
 
     /// Bytes sent to and received from other processes so far.

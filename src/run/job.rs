@@ -137,9 +137,9 @@ impl Job {
             config: config.defining_keys()?,
         };
         // Before anything is made of it: a rank with another configuration computes something else.
-        let compared = serde_json::to_vec(&identity)
+        let compared = serde_json::to_vec(&(env!("CARGO_PKG_VERSION"), &identity))
             .map_err(|e| Error::Internal(format!("cannot compare ranks: {e}")))?;
-        ranks.agree("configuration, model or data", &compared)?;
+        ranks.agree("program, configuration, model or data", &compared)?;
         let mut records = None;
         let start = ranks.from_root(|| {
             let (begun, start) = self.begin(model, place, &identity)?;

@@ -194,7 +194,8 @@ impl TrainingData {
                 let (grpo, optim) = (&config.grpo, &config.optim);
                 let trainer =
                     GrpoTrainer::new(grpo, optim, &model.decoder, adapter, sampler, total_steps);
-                Ok(Box::new(trainer))
+                let overlaps = config.rollout.one_step_off_policy;
+                Ok(Box::new(trainer.one_step_off_policy(overlaps)))
             }
         }
     }

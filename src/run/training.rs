@@ -147,21 +147,22 @@ impl Session<'_> {
         self.ranks.agree(&what, &bytes)
     }
 
-    /// What to say of a step that was not finished. After a signal, or when a rank is gone, the state in
-    /// which it began is saved.
+    /// What to say of a step that was not finished. Where the cause lies outside (a signal, a rank or a
+    /// server that is gone), the state in which it began is saved.
     fn abandoned(&mut self, trainer: &mut dyn Trainer, state: &TrainState, error: Error) -> Error {
-        match error {
-            Error::Interrupted(_) | Error::Lost(_) => {}
+        let saved = |why: String| format!("{why}; saved after step {}", state.step);
+        let after_saving: &dyn Fn(String) -> Error = match error {
+            Error::Interrupted(_) => &|why| Error::Interrupted(saved(why)),
+            Error::Lost(_) => &|why| Error::Lost(saved(why)),
             other => return other,
-        }
-        if let Err(other) = trainer.restore(state) {
-            return other;
-        }
-        match (self.interrupted(trainer, state), error) {
-            (Error::Interrupted(_), Error::Lost(why)) => {
-                Error::Lost(format!("{why}; saved after step {}", state.step))
-            }
-            (said, _) => said,
+        };
+        // The step in flight is abandoned: back to where it began.
+        match trainer
+            .restore(state)
+            .and_then(|()| self.save(trainer, state))
+        {
+            Ok(()) => after_saving(error.to_string()),
+            Err(other) => other,
         }
     }
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use http::Server;
 use llama::LlamaServer;
-use pool::{Ask, Pool};
+use pool::{Ask, Pool, Running};
 use probe::Probe;
 use process::Started;
 use vllm::Vllm;
@@ -91,6 +91,7 @@ pub struct RemoteEngine<'a> {
     version: u64,
     probe: Option<Probe>,
     started: Option<Started>,
+    begun: Option<Begun>,
     rank: usize,
 }
 
@@ -159,6 +160,7 @@ impl<'a> RemoteEngine<'a> {
             version: 0,
             probe: None,
             started,
+            begun: None,
             rank: seat.rank,
         };
         engine.wait_until_ready(seat.progress)?;
@@ -276,6 +278,98 @@ fn policy_name(rank: usize, version: u64, parameters: &[f32]) -> String {
     format!("policy-{rank}-{version:06}-{}", &digest[..12])
 }
 
+impl RemoteEngine<'_> {
+    /// Starts on the completions of these requests.
+    fn start(
+        &mut self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+    ) -> Result<Begun> {
+        let first = requests.first().map_or(&[][..], |request| &request.prompt);
+        self.publish(adapter, first)?;
+        let policy = self.policy.as_ref();
+        let policy = policy.ok_or_else(|| Error::Internal("no policy was published".to_owned()))?;
+        let mut places = Vec::new();
+        let mut asks = Vec::new();
+        for (index, request) in requests.iter().enumerate() {
+            let prompt: Arc<[u32]> = request.prompt.as_slice().into();
+            for sample in 0..request.n {
+                let seed = seed(params, request, sample);
+                places.push((index, sample));
+                asks.push(Ask::new(Arc::clone(&prompt), params, seed));
+            }
+        }
+        Ok(Begun {
+            requests: requests.to_vec(),
+            params: params.clone(),
+            places,
+            state: State::Running(self.pool.start(policy, asks)),
+        })
+    }
+
+    /// Waits for completions that were begun; `each` sees them.
+    fn wait(&mut self, begun: Begun, each: &mut dyn FnMut(usize, usize, Completion)) -> Result<()> {
+        let Begun {
+            params,
+            places,
+            state,
+            ..
+        } = begun;
+        let mut take = |engine: &Self, at: usize, answer| {
+            let (request, sample) = places[at];
+            each(request, sample, engine.completion(answer, &params)?);
+            Ok(())
+        };
+        match state {
+            State::Done(answers) => {
+                let mut answers = answers.into_iter();
+                answers.try_for_each(|(at, answer)| take(self, at, answer))
+            }
+            State::Running(running) => {
+                let mut started = self.started.take();
+                let engine = &*self;
+                let mut take = |at, answer| take(engine, at, answer);
+                let outcome = running.wait(started.as_mut(), &mut take);
+                self.started = started;
+                outcome
+            }
+        }
+    }
+
+    /// Lets what was begun come to its end, before the servers are asked for something else.
+    fn settle(&mut self) -> Result<()> {
+        let Some(mut begun) = self.begun.take() else {
+            return Ok(());
+        };
+        if let State::Running(running) = begun.state {
+            let mut answers = Vec::new();
+            running.wait(self.started.as_mut(), &mut |at, answer| {
+                answers.push((at, answer));
+                Ok(())
+            })?;
+            begun.state = State::Done(answers);
+        }
+        self.begun = Some(begun);
+        Ok(())
+    }
+}
+
+/// A rollout that was begun ahead.
+struct Begun {
+    requests: Vec<Request>,
+    params: SamplingParams,
+    /// Request and sample of every completion.
+    places: Vec<(usize, usize)>,
+    state: State,
+}
+
+enum State {
+    Running(Running),
+    /// Its answers, as they came.
+    Done(Vec<(usize, Answer)>),
+}
+
 impl Engine for RemoteEngine<'_> {
     /// `on_token` hears of whole completions.
     fn generate(
@@ -287,42 +381,37 @@ impl Engine for RemoteEngine<'_> {
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>> {
         native::check(requests, &self.model.decoder)?;
-        let mut results: Vec<Vec<Completion>> = requests
-            .iter()
-            .map(|request| vec![Completion::empty(); request.n])
-            .collect();
-        let Some(first) = requests.first().filter(|_| params.max_tokens > 0) else {
+        let empty = |request: &Request| vec![Completion::empty(); request.n];
+        let mut results: Vec<Vec<Completion>> = requests.iter().map(empty).collect();
+        if requests.is_empty() || params.max_tokens == 0 {
             return Ok(results);
-        };
-        self.publish(adapter, &first.prompt)?;
-        let policy = self.policy.clone();
-        let policy = policy.ok_or_else(|| Error::Internal("no policy was published".to_owned()))?;
-        let mut places = Vec::new();
-        let mut asks = Vec::new();
-        for (index, request) in requests.iter().enumerate() {
-            let prompt: Arc<[u32]> = request.prompt.as_slice().into();
-            for sample in 0..request.n {
-                places.push((index, sample));
-                asks.push(Ask::new(
-                    Arc::clone(&prompt),
-                    params,
-                    seed(params, request, sample),
-                ));
-            }
         }
-        let mut started = self.started.take();
-        let outcome = self
-            .pool
-            .run(&policy, asks, started.as_mut(), &mut |at, answer| {
-                let (request, sample) = places[at];
-                let completion = self.completion(answer, params)?;
-                on_token(request, sample, &completion.tokens);
-                on_finished(request, sample, &completion);
-                results[request][sample] = completion;
-                Ok(())
-            });
-        self.started = started;
-        outcome.map(|()| results)
+        let is_this = |begun: &mut Begun| begun.requests == requests && begun.params == *params;
+        let begun = match self.begun.take_if(is_this) {
+            Some(begun) => begun,
+            None => {
+                self.settle()?;
+                self.start(adapter, requests, params)?
+            }
+        };
+        self.wait(begun, &mut |request, sample, completion| {
+            on_token(request, sample, &completion.tokens);
+            on_finished(request, sample, &completion);
+            results[request][sample] = completion;
+        })?;
+        Ok(results)
+    }
+
+    fn begin(
+        &mut self,
+        adapter: Option<&Adapter>,
+        requests: &[Request],
+        params: &SamplingParams,
+    ) -> Result<()> {
+        native::check(requests, &self.model.decoder)?;
+        self.settle()?;
+        self.begun = Some(self.start(adapter, requests, params)?);
+        Ok(())
     }
 
     fn bytes(&self) -> (u64, u64) {

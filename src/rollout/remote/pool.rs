@@ -124,7 +124,7 @@ impl Pool {
                 }
                 Err(Error::Lost(why)) => {
                     tracing::warn!("{why}: going on without it");
-                    last = Error::data(why);
+                    last = Error::Lost(format!("no server answers any more; the last said: {why}"));
                 }
                 Err(other) => return Err(other),
             }
@@ -170,21 +170,10 @@ impl Pool {
         }
     }
 
-    /// All completions; `each(number, answer)` sees them as they come, on the calling thread. The servers
-    /// take the next one whenever they have room.
-    ///
-    /// # Errors
-    /// What `each` gives; [`Error::Interrupted`]; [`Error::Data`] when a request fails for good, or when
-    /// no server is left that answers.
-    pub fn run(
-        &self,
-        policy: &Policy,
-        asks: Vec<Ask>,
-        mut started: Option<&mut Started>,
-        each: &mut dyn FnMut(usize, Answer) -> Result<()>,
-    ) -> Result<()> {
+    /// Starts on these completions; the servers take the next one whenever they have room.
+    pub fn start(&self, policy: &Policy, asks: Vec<Ask>) -> Running {
         let total = asks.len();
-        let (send, receive) = mpsc::channel();
+        let (send, events) = mpsc::channel();
         let work = Arc::new(Work {
             protocol: Arc::clone(&self.protocol),
             policy: policy.clone(),
@@ -204,20 +193,46 @@ impl Pool {
                 threads += 1;
             }
         }
-        drop(send);
-        let _stop = StopAtEnd(&work);
+        Running {
+            work,
+            events,
+            threads,
+            total,
+        }
+    }
+}
+
+/// Completions that servers are at. When it is dropped they take no more.
+pub(super) struct Running {
+    work: Arc<Work>,
+    events: mpsc::Receiver<Event>,
+    threads: usize,
+    total: usize,
+}
+
+impl Running {
+    /// All completions; `each(number, answer)` sees them as they come, on the calling thread.
+    ///
+    /// # Errors
+    /// What `each` gives; [`Error::Interrupted`]; [`Error::Data`] when a request fails for good;
+    /// [`Error::Lost`] when no server is left that answers.
+    pub fn wait(
+        mut self,
+        mut started: Option<&mut Started>,
+        each: &mut dyn FnMut(usize, Answer) -> Result<()>,
+    ) -> Result<()> {
         let (mut done, mut why) = (0, String::new());
-        while done < total {
-            match receive.recv_timeout(LOOK) {
+        while done < self.total {
+            match self.events.recv_timeout(LOOK) {
                 Ok(Event::Done(at, answer)) => {
                     each(at, answer)?;
                     done += 1;
                 }
                 Ok(Event::Failed(why)) => return Err(Error::data(why)),
                 Ok(Event::Gone(last)) => {
-                    (threads, why) = (threads - 1, last);
-                    if threads == 0 {
-                        return Err(Error::data(format!(
+                    (self.threads, why) = (self.threads - 1, last);
+                    if self.threads == 0 {
+                        return Err(Error::Lost(format!(
                             "no server answers any more; the last said: {why}"
                         )));
                     }
@@ -233,6 +248,13 @@ impl Pool {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.work.stop.store(true, Ordering::Relaxed);
+        self.work.changed.notify_all();
     }
 }
 
@@ -341,15 +363,5 @@ impl Work {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push_front(at);
         self.changed.notify_all();
-    }
-}
-
-/// Tells the threads to take no more requests, however the rollout ends.
-struct StopAtEnd<'a>(&'a Work);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::Relaxed);
-        self.0.changed.notify_all();
     }
 }

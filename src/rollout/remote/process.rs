@@ -61,7 +61,7 @@ impl Started {
         for path in adapters {
             arguments.extend(["--lora".to_owned(), path.display().to_string()]);
         }
-        let log = seat.folder.join("server.log");
+        let log = seat.folder.join(format!("server-{}.log", seat.rank));
         crate::run::fs::create_dir_all(seat.folder)?;
         let child = spawn(program, &arguments, &log)?;
         Ok(Self {
