@@ -143,7 +143,15 @@ fn several_adapters_are_evaluated_as_each_alone() {
     for (name, set) in [
         ("b", vec!["--set", "adapter.projection_seed=5"]),
         ("split", vec!["--set", "adapter.sigma=split"]),
-        ("all", vec!["--set", "adapter.type=full", "--set", "optim.learning_rate=0.01"]),
+        (
+            "all",
+            vec![
+                "--set",
+                "adapter.type=full",
+                "--set",
+                "optim.learning_rate=0.01",
+            ],
+        ),
     ] {
         let train = ["train", "--config", "small.toml", "--run-dir", name];
         place.succeed(&[&train[..], &set].concat());
@@ -162,7 +170,14 @@ fn several_adapters_are_evaluated_as_each_alone() {
         "--out",
     ];
     let with = |more: &[&'static str]| -> Vec<&str> { [&eval[..], more].concat() };
-    let together = place.succeed(&with(&["out", "--base", "--adapter", "b,split", "--adapter", "all"]));
+    let together = place.succeed(&with(&[
+        "out",
+        "--base",
+        "--adapter",
+        "b,split",
+        "--adapter",
+        "all",
+    ]));
     let together: Value = serde_json::from_str(&together).unwrap();
     assert_eq!(together.as_array().map(Vec::len), Some(3));
     let completions = |folder: &str, file: &str| {
@@ -185,11 +200,37 @@ fn several_adapters_are_evaluated_as_each_alone() {
         assert!(!seen.contains(&own), "{name} answers as another one");
         seen.push(own);
     }
-    let table = place.succeed(&["eval", "--benchmark", "mini", "--limit", "2", "--adapter", "b,split"]);
-    assert_eq!(table.matches("exact_match,strict-match").count(), 2, "{table}");
+    let table = place.succeed(&[
+        "eval",
+        "--benchmark",
+        "mini",
+        "--limit",
+        "2",
+        "--adapter",
+        "b,split",
+    ]);
+    assert_eq!(
+        table.matches("exact_match,strict-match").count(),
+        2,
+        "{table}"
+    );
     for (more, said) in [
-        (vec!["eval", "--benchmark", "mini", "--adapter", "b,b"], "twice"),
-        (vec!["generate", "--adapter", "b", "--adapter", "split", "Hi"], "takes one adapter"),
+        (
+            vec!["eval", "--benchmark", "mini", "--adapter", "b,b"],
+            "twice",
+        ),
+        (
+            vec![
+                "generate",
+                "--adapter",
+                "b",
+                "--adapter",
+                "split",
+                "--chat",
+                "Hi",
+            ],
+            "takes one adapter",
+        ),
     ] {
         place.refuse(&more, 2, said);
     }

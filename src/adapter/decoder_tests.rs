@@ -5,8 +5,8 @@ use candle_core::{DType, Device};
 
 use super::*;
 use crate::model::{
-    Arch, Batch, Coefficients, Dtype, GradientPass, Keep, ModelConfig, Placement, RopeConfig, RopeScaling, ScorePass,
-    Weights, expected_tensors, random_weights,
+    Arch, Batch, Coefficients, Dtype, GradientPass, Keep, ModelConfig, Placement, RopeConfig,
+    RopeScaling, ScorePass, Weights, expected_tensors, random_weights,
 };
 use crate::ops::Backend;
 use crate::ops::head::Scores;
@@ -271,7 +271,11 @@ fn rows_of_several_adapters_have_the_bits_of_each_alone() {
             let own = spec.map(|spec| {
                 let mut own = adapter(&spec, &decoder);
                 disturb(&mut own);
-                let moved: Vec<f32> = own.parameters().iter().map(|x| x + number as f32 / 64.0).collect();
+                let moved: Vec<f32> = own
+                    .parameters()
+                    .iter()
+                    .map(|x| x + number as f32 / 64.0)
+                    .collect();
                 own.set_parameters(&moved).unwrap();
                 for other in runs.iter().filter_map(|(other, ..)| other.as_ref()) {
                     own.share_factors(other).unwrap();
@@ -320,19 +324,20 @@ fn rows_of_several_adapters_have_the_bits_of_each_alone() {
                 .map(|_| |scores: &Scores| Ok(scores.logprobs.iter().map(|l| 0.1 * l).collect()))
                 .collect();
             let passes = trained.iter().zip(&mut sums).zip(&mut losses).enumerate();
-            let passes = passes.map(|(i, ((&(adapter, temperature, batch), sum), loss))| {
-                GradientPass {
-                    adapter,
-                    batch,
-                    temperature,
-                    inputs: keep.into(),
-                    coefficients: match i % 2 {
-                        0 => Coefficients::Known(coefficients(batch)),
-                        _ => Coefficients::OfScores(loss),
+            let passes =
+                passes.map(
+                    |(i, ((&(adapter, temperature, batch), sum), loss))| GradientPass {
+                        adapter,
+                        batch,
+                        temperature,
+                        inputs: keep.into(),
+                        coefficients: match i % 2 {
+                            0 => Coefficients::Known(coefficients(batch)),
+                            _ => Coefficients::OfScores(loss),
+                        },
+                        gradients: sum,
                     },
-                    gradients: sum,
-                }
-            });
+                );
             decoder.accumulate_together(passes.collect()).unwrap();
             for (i, ((adapter, temperature, batch), together)) in
                 trained.iter().zip(&sums).enumerate()
@@ -344,7 +349,14 @@ fn rows_of_several_adapters_have_the_bits_of_each_alone() {
                     _ => Coefficients::OfScores(&mut loss),
                 };
                 decoder
-                    .accumulate_gradients(adapter, batch, *temperature, keep.into(), own, &mut alone)
+                    .accumulate_gradients(
+                        adapter,
+                        batch,
+                        *temperature,
+                        keep.into(),
+                        own,
+                        &mut alone,
+                    )
                     .unwrap();
                 assert!(alone.sum().iter().any(|g| *g != 0.0));
                 same(&together.sum(), &alone.sum(), &format!("gradient {i}"));

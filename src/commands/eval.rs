@@ -188,7 +188,11 @@ impl EvalArgs {
     /// Folders of the adapters' results under `--out`: that one itself where there is one adapter at most;
     /// none without `--out`.
     fn folders(&self, opened: &OpenedSeveral) -> Vec<PathBuf> {
-        let names: Vec<String> = opened.adapters.iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<String> = opened
+            .adapters
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
         match (&self.out, &names[..]) {
             (None, _) => Vec::new(),
             (Some(out), [] | [_]) => vec![out.clone()],
@@ -212,7 +216,13 @@ impl EvalArgs {
         }
         let several = opened.adapters.len() > 1;
         let mut folders = self.folders(opened).into_iter();
-        let adapted = opened.adapters.iter().map(|(name, adapter)| Subject {
+        let names: Vec<String> = opened
+            .adapters
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let adapted = opened.adapters.iter().zip(folder_names(&names));
+        let adapted = adapted.map(|((_, adapter), name)| Subject {
             adapter: Some(adapter),
             suffix: "",
             label: match several {
@@ -242,10 +252,12 @@ impl EvalArgs {
                 }
             };
         }
-        let tables = reports.iter().map(|report| match (several, &report.adapter) {
-            (true, Some(name)) => format!("{name}\n{}", table(report)),
-            _ => table(report),
-        });
+        let tables = reports
+            .iter()
+            .map(|report| match (several, &report.adapter) {
+                (true, Some(name)) => format!("{name}\n{}", table(report)),
+                _ => table(report),
+            });
         tables.collect::<Vec<_>>().join("\n")
     }
 
@@ -271,7 +283,12 @@ impl EvalArgs {
         let given = self.few_shot.map(Template::FewShot).or(self.prompt.clone());
         let mut stop = self.stop.clone();
         let asked = |config: &Config| (config.data.prompt.clone(), config.grpo.stop.clone());
-        if given.is_none() && opened.configs.windows(2).any(|w| asked(&w[0]) != asked(&w[1])) {
+        if given.is_none()
+            && opened
+                .configs
+                .windows(2)
+                .any(|w| asked(&w[0]) != asked(&w[1]))
+        {
             return Err(Error::config(
                 "these adapters were trained with different prompts: give --prompt or --few-shot, so \
                  that all are asked the same",

@@ -134,11 +134,19 @@ pub(super) fn folder_names(adapters: &[String]) -> Vec<String> {
         .map(|(i, name)| {
             let path = Path::new(name);
             // Files of adapters are all called the same; their runs are not.
-            let parts = path.components().rev().filter_map(|c| c.as_os_str().to_str());
+            let parts = path
+                .components()
+                .rev()
+                .filter_map(|c| c.as_os_str().to_str());
             let part = parts
                 .map(|part| part.trim_end_matches(".safetensors"))
                 .find(|part| !GENERIC.contains(part) && !part.starts_with("step-"));
-            let text: String = part.unwrap_or("adapter").chars().map(plain).take(60).collect();
+            let text: String = part
+                .unwrap_or("adapter")
+                .chars()
+                .map(plain)
+                .take(60)
+                .collect();
             match taken.insert(text.clone()) {
                 true => text,
                 false => {

@@ -153,7 +153,11 @@ impl ModelArgs {
             let opened = only.open(global)?;
             return Ok(OpenedSeveral {
                 model: opened.model,
-                adapters: opened.adapter_name.into_iter().zip(opened.adapter).collect(),
+                adapters: opened
+                    .adapter_name
+                    .into_iter()
+                    .zip(opened.adapter)
+                    .collect(),
                 configs: opened.config.into_iter().collect(),
             });
         }

@@ -6,9 +6,7 @@ use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::Result;
 use crate::adapter::Gradients;
-use crate::model::{
-    ApartPass, Batch, BatchInputs, BlockInputs, Coefficients, GradientPass, Keep,
-};
+use crate::model::{ApartPass, Batch, BatchInputs, BlockInputs, Coefficients, GradientPass, Keep};
 use crate::ops::head::Scores;
 use crate::run::signals;
 

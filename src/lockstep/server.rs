@@ -182,27 +182,30 @@ impl<'a> Server<'a> {
                 .iter()
                 .map(|&(seat, _)| move |scores: &Scores| self.ask_back(seat, scores))
                 .collect();
-            let passes = own.iter_mut().zip(&mut losses).map(|((_, gradient), loss)| {
-                let Gradient {
-                    adapter,
-                    batch,
-                    temperature,
-                    inputs,
-                    coefficients,
-                    gradients,
-                } = &mut **gradient;
-                GradientPass {
-                    adapter,
-                    batch,
-                    temperature: *temperature,
-                    inputs: std::mem::replace(inputs, Keep::Inputs.into()),
-                    coefficients: match coefficients.take() {
-                        Some(known) => Coefficients::Known(known),
-                        None => Coefficients::OfScores(loss),
-                    },
-                    gradients,
-                }
-            });
+            let passes = own
+                .iter_mut()
+                .zip(&mut losses)
+                .map(|((_, gradient), loss)| {
+                    let Gradient {
+                        adapter,
+                        batch,
+                        temperature,
+                        inputs,
+                        coefficients,
+                        gradients,
+                    } = &mut **gradient;
+                    GradientPass {
+                        adapter,
+                        batch,
+                        temperature: *temperature,
+                        inputs: std::mem::replace(inputs, Keep::Inputs.into()),
+                        coefficients: match coefficients.take() {
+                            Some(known) => Coefficients::Known(known),
+                            None => Coefficients::OfScores(loss),
+                        },
+                        gradients,
+                    }
+                });
             let scores = self.shared.decoder.accumulate_together(passes.collect());
             let scores = each(scores, own.len());
             for ((seat, gradient), scores) in own.iter_mut().zip(scores) {

@@ -5,8 +5,8 @@ use crate::adapter::{Adapter, AdapterSpec, Sigma};
 use crate::config::{GrpoConfig, OptimConfig, OptimizerKind};
 use crate::grpo::tests::{Run, World, config, cpu};
 use crate::model::{Decoder, tests as fixtures};
-use crate::run::training::{StepOutput, Trainer};
 use crate::run::logs::is_timing;
+use crate::run::training::{StepOutput, Trainer};
 
 const STEPS: usize = 3;
 
@@ -84,7 +84,10 @@ fn runs(decoder: &Decoder) -> Vec<Run> {
     for i in 1..runs.len() {
         let (before, run) = runs.split_at_mut(i);
         for other in before {
-            run[0].adapter.share_factors(&other.adapter).expect("tensors");
+            run[0]
+                .adapter
+                .share_factors(&other.adapter)
+                .expect("tensors");
         }
     }
     runs
@@ -121,7 +124,10 @@ fn runs_in_lockstep_have_the_bits_that_they_have_alone() {
     for (i, trained) in alone.iter().enumerate() {
         let start = runs[i].adapter.parameters();
         assert!(trained.0 != start, "run {i} learns nothing");
-        assert!(alone[..i].iter().all(|other| other.1 != trained.1), "run {i}");
+        assert!(
+            alone[..i].iter().all(|other| other.1 != trained.1),
+            "run {i}"
+        );
     }
     let together = || {
         lockstep(&world).run(runs.len(), |number, seat| {

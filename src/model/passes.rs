@@ -193,9 +193,11 @@ impl Decoder {
         let head = Head::new(self, &adapters, temperatures);
         let coefficients = head.coefficients(&hidden, &batches, coefficients)?;
         let trained = match &mut receivers[..] {
-            [Receiver {
-                adapter, gradients, ..
-            }] if adapter.trains_weights() => Some(&mut **gradients),
+            [
+                Receiver {
+                    adapter, gradients, ..
+                },
+            ] if adapter.trains_weights() => Some(&mut **gradients),
             _ => None,
         };
         let (dgathered, scores) = head.backward(&hidden, &batches, &coefficients, trained)?;
@@ -342,12 +344,7 @@ impl<'a> Head<'a> {
                     let targets = &batches[i].targets;
                     let hidden = hidden.narrow(0, all.len(), targets.len())?;
                     let temperature = self.temperatures[i];
-                    loss(&head::forward(
-                        &hidden,
-                        self.matrix,
-                        targets,
-                        temperature,
-                    )?)?
+                    loss(&head::forward(&hidden, self.matrix, targets, temperature)?)?
                 }
             };
             all.extend(own);

@@ -152,10 +152,8 @@ impl Scores {
     pub fn split(mut self, lengths: impl IntoIterator<Item = usize>) -> Vec<Self> {
         let lengths = lengths.into_iter();
         let runs = lengths.map(|len| {
-            let (logprobs, entropies) = (
-                self.logprobs.split_off(len),
-                self.entropies.split_off(len),
-            );
+            let (logprobs, entropies) =
+                (self.logprobs.split_off(len), self.entropies.split_off(len));
             Self {
                 logprobs: std::mem::replace(&mut self.logprobs, logprobs),
                 entropies: std::mem::replace(&mut self.entropies, entropies),

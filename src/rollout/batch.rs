@@ -106,7 +106,10 @@ impl<'a> Batch<'a> {
             groups: items.iter().map(|_| None).collect(),
             next_group: 0,
             rows: Vec::new(),
-            results: items.iter().map(|item| vec![None; item.request.n]).collect(),
+            results: items
+                .iter()
+                .map(|item| vec![None; item.request.n])
+                .collect(),
             recording: Recording::new(&decoder.config, budgets, owners),
             device_sampler: match &decoder.placement.device {
                 Device::Cpu => None,
@@ -118,11 +121,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Completes everything, up to `max_batch_size` completions at one time.
-    pub fn complete(
-        mut self,
-        max_batch_size: usize,
-        observers: Observers<'_>,
-    ) -> Result<Outcome> {
+    pub fn complete(mut self, max_batch_size: usize, observers: Observers<'_>) -> Result<Outcome> {
         self.max_batch_size = max_batch_size;
         if self.items.iter().any(is_wanted) {
             cpu::team(|| {

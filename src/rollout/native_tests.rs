@@ -306,7 +306,10 @@ fn several(placement: Placement) -> (Vec<Vec<Vec<Completion>>>, Vec<Vec<Vec<Comp
     // On one thread, where all of them share every pass.
     let together = crate::ops::cpu::alone(|| answer(&asks));
     assert_eq!(together, answer(&asks));
-    (together, asks.iter().flat_map(|ask| answer(&[*ask])).collect())
+    (
+        together,
+        asks.iter().flat_map(|ask| answer(&[*ask])).collect(),
+    )
 }
 
 #[test]

@@ -46,8 +46,9 @@ impl Jobs {
     pub fn of(&self, point: &Point) -> Result<Job> {
         let kind = kind_of(&point.config);
         let known = self.kinds.iter().find(|(known, _)| *known == kind);
-        let (_, job) = known
-            .ok_or_else(|| Error::Internal(format!("{}: its problems were not read", point.name)))?;
+        let (_, job) = known.ok_or_else(|| {
+            Error::Internal(format!("{}: its problems were not read", point.name))
+        })?;
         job.with_config(point.config.clone())
     }
 }

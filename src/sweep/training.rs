@@ -96,10 +96,7 @@ impl Training<'_> {
         let names = names.join(", ");
         self.progress.line(&match group.len() {
             1 => format!("run {first} of {all}: {names}"),
-            n => format!(
-                "runs {first} to {} of {all} in lockstep: {names}",
-                done + n
-            ),
+            n => format!("runs {first} to {} of {all} in lockstep: {names}", done + n),
         });
     }
 
@@ -301,9 +298,9 @@ fn go_together(a: &Point, b: &Point) -> bool {
 /// [`Error::Config`] with the arithmetic when they do not fit.
 fn planned(jobs: &[Job], setting: &Setting<'_>) -> Result<Vec<Sizes>> {
     let plans = plans(jobs, setting).map_err(|error| match (error, jobs.len()) {
-        (Error::Config(message), runs) if runs > 1 => {
-            Error::config(format!("{runs} runs in lockstep: {message}; or lower --lockstep"))
-        }
+        (Error::Config(message), runs) if runs > 1 => Error::config(format!(
+            "{runs} runs in lockstep: {message}; or lower --lockstep"
+        )),
         (error, _) => error,
     })?;
     Ok(plans.iter().map(|plan| plan.sizes).collect())
