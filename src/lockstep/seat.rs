@@ -161,7 +161,7 @@ impl Engine for SeatEngine<'_> {
         on_token: &mut dyn FnMut(usize, usize, &[u32]),
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>> {
-        rollout::check(requests, self.seat.decoder)?;
+        rollout::check_prompts(requests, self.seat.decoder)?;
         self.seat.ask(Question::Completions(Box::new(Rollout {
             adapter: adapter.cloned(),
             requests: requests.to_vec(),

@@ -5,7 +5,6 @@
 //! block, from which the block is computed again on the way back. There need not be a forward pass
 //! at all where a rollout recorded these inputs.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use candle_core::Tensor;
@@ -17,9 +16,8 @@ use super::decoder_weights::{
 use super::flops::Flops;
 use super::kv_cache::{KvCache, heads};
 use super::layer_inputs::{BatchInputs, Recorder};
-use crate::adapter::{
-    Adapter, Gradients, LinearGrads, ModuleId, ModuleKind, RowAdapters, SideProducts,
-};
+use super::receiver::Receiver;
+use crate::adapter::{ModuleId, ModuleKind, RowAdapters, SideProducts};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::causal::CausalTable;
 use crate::ops::device::reuse_sizes;
@@ -105,16 +103,6 @@ struct Pass<'a> {
     causal: Option<Tensor>,
     /// Decoding on the portable path.
     step: Option<&'a Step>,
-}
-
-/// Where the gradient of an adapter goes.
-pub(super) struct Receiver<'a> {
-    pub adapter: &'a Adapter,
-    /// The rows of the pass that have it.
-    pub rows: Range<usize>,
-    /// Of each of them, as [`Adapter::accumulate`] takes it.
-    pub row_sequences: &'a [u32],
-    pub gradients: &'a mut Gradients,
 }
 
 impl Decoder {
@@ -574,32 +562,6 @@ impl Pass<'_> {
             config, placement, ..
         } = self.decoder;
         rms_norm::backward(placement.backend, x, weight, config.rms_norm_eps, g, full)
-    }
-}
-
-impl Receiver<'_> {
-    /// Takes its share of what one linear map contributes: x and g are those of all rows of the pass.
-    fn accumulate(
-        &mut self,
-        id: ModuleId,
-        x: &Tensor,
-        g: &Tensor,
-        xa: &SideProducts,
-        gb: &SideProducts,
-    ) -> Result<()> {
-        let (rows, all) = (&self.rows, 0..x.dim(0)?);
-        let own = |t: &Tensor| match *rows == all {
-            true => Ok(t.clone()),
-            false => t.narrow(0, rows.start, rows.len()),
-        };
-        let (xa, gb) = (xa.of(rows)?, gb.of(rows)?);
-        let grads = LinearGrads {
-            x: &own(x)?,
-            g: &own(g)?,
-            low_rank: xa.as_ref().zip(gb.as_ref()),
-        };
-        self.adapter
-            .accumulate(id, &grads, self.row_sequences, self.gradients)
     }
 }
 

@@ -17,6 +17,7 @@ mod loaded;
 mod packing;
 mod passes;
 mod random_init;
+mod receiver;
 mod safetensors_dir;
 mod source;
 mod text_stream;

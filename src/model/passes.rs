@@ -7,8 +7,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::batch::Batch;
-use super::decoder::{Decoder, Keep, Receiver, Tape};
+use super::decoder::{Decoder, Keep, Tape};
 use super::layer_inputs::BatchInputs;
+use super::receiver::Receiver;
 use crate::adapter::{Adapter, AdapterSet, Gradients, RowAdapters};
 use crate::ops::cpu;
 use crate::ops::head::{self, Scores};

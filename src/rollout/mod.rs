@@ -9,7 +9,7 @@ mod parallel;
 mod recording;
 pub mod sampler;
 
-pub use native::{Answer, Ask, NativeEngine, check, is_exact};
+pub use native::{Answer, Ask, NativeEngine, check_prompts, is_exact};
 
 use crate::Result;
 use crate::adapter::Adapter;

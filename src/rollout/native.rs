@@ -132,7 +132,7 @@ impl Engine for NativeEngine<'_> {
         on_token: &mut dyn FnMut(usize, usize, &[u32]),
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>> {
-        check(requests, self.decoder)?;
+        check_prompts(requests, self.decoder)?;
         let ask = Ask {
             adapter,
             requests,
@@ -174,7 +174,7 @@ pub fn is_exact(decoder: &Decoder) -> bool {
 ///
 /// # Errors
 /// [`Error::Data`] that names the prompt.
-pub fn check(requests: &[Request], decoder: &Decoder) -> Result<()> {
+pub fn check_prompts(requests: &[Request], decoder: &Decoder) -> Result<()> {
     let vocab = decoder.config.vocab_size;
     for request in requests {
         if request.prompt.is_empty() {
