@@ -1,15 +1,13 @@
 //! The forward and backward passes of an update: one after the other, or of a small model side by
 //! side.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::loss::on_policy_coefficient;
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::adapter::Gradients;
-use crate::model::{Batch, BatchInputs, BlockInputs, Coefficients, Keep};
-use crate::ops::cpu;
+use crate::model::{ApartPass, Batch, BatchInputs, BlockInputs, Coefficients, GradientPass, Keep};
 use crate::ops::head::Scores;
 use crate::run::signals;
 use crate::{Error, Result};
@@ -124,51 +122,28 @@ impl GrpoTrainer<'_> {
         passes: &[&[&Item]],
         policy: &Policy,
     ) -> Result<Option<Vec<Piece>>> {
-        struct Job {
-            batch: Batch,
-            inputs: BlockInputs,
-            coefficients: Vec<f64>,
-        }
-        let mut jobs = Vec::with_capacity(passes.len());
+        let mut apart = Vec::with_capacity(passes.len());
         for items in passes {
             let Some(coefficients) = self.known_coefficients(items, policy) else {
                 return Ok(None);
             };
             let batch = self.pack(rollouts, items)?;
             let inputs = self.inputs_of(rollouts, items, policy, &batch);
-            jobs.push(Job {
+            apart.push(ApartPass {
                 batch,
+                temperature: self.config.temperature,
                 inputs,
                 coefficients,
             });
         }
-        let (decoder, adapter) = (self.decoder, self.learner.adapter());
-        let temperature = self.config.temperature;
-        let run = |(job, items): (Job, &&[&Item])| -> Result<Vec<Piece>> {
-            signals::check()?;
-            let mut gradients = adapter.gradients();
-            gradients.keep_pieces();
-            let known = Coefficients::Known(job.coefficients);
-            let scores = cpu::alone(|| {
-                decoder.accumulate_gradients(
-                    adapter,
-                    &job.batch,
-                    temperature,
-                    job.inputs,
-                    known,
-                    &mut gradients,
-                )
-            })?;
-            split(items, gradients.take_pieces(), &scores)
-        };
-        let done: Vec<_> = jobs
-            .into_par_iter()
-            .zip(passes)
-            .with_max_len(1)
-            .map(run)
-            .collect();
-        let pieces: Result<Vec<Vec<Piece>>> = done.into_iter().collect();
-        Ok(Some(pieces?.into_iter().flatten().collect()))
+        let done = self
+            .passes
+            .accumulate_apart(self.learner.adapter(), apart)?;
+        let mut pieces = Vec::with_capacity(passes.len());
+        for (items, pass) in passes.iter().zip(done) {
+            pieces.extend(split(items, vec![pass.gradients.sum()], &pass.scores)?);
+        }
+        Ok(Some(pieces))
     }
 
     /// One forward and backward pass.
@@ -184,17 +159,17 @@ impl GrpoTrainer<'_> {
         // The sums of the step are made in the order of the batch, later.
         let mut of_scores =
             |scores: &Scores| Ok(Sums::default().add(&self.loss, policy, items, &scores.logprobs));
-        self.decoder.accumulate_gradients(
-            self.learner.adapter(),
-            &batch,
-            self.config.temperature,
+        self.passes.accumulate(GradientPass {
+            adapter: self.learner.adapter(),
+            batch: &batch,
+            temperature: self.config.temperature,
             inputs,
-            match self.known_coefficients(items, policy) {
+            coefficients: match self.known_coefficients(items, policy) {
                 Some(known) => Coefficients::Known(known),
                 None => Coefficients::OfScores(&mut of_scores),
             },
             gradients,
-        )
+        })
     }
 
     /// Where the pass over these completions gets the inputs of its blocks from.

@@ -13,7 +13,8 @@ use crate::config::{
 };
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
-use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
+use crate::lockstep::Seat;
+use crate::model::{Batch, Decoder, Passes, Placement, Tokenizer, tests as fixtures};
 use crate::ops::Backend;
 use crate::optim::Learner;
 use crate::ranks::{Ranks, threads::on_ranks};
@@ -40,17 +41,26 @@ fn problems() -> Vec<PromptedProblem> {
         .collect()
 }
 
-struct World {
-    decoder: Decoder,
-    tokenizer: Tokenizer,
+pub(crate) struct World {
+    pub decoder: Decoder,
+    pub tokenizer: Tokenizer,
     problems: Vec<PromptedProblem>,
     config: GrpoConfig,
     optim: OptimConfig,
     sizes: Sizes,
 }
 
+/// A run in a world, apart from its own.
+#[derive(Clone)]
+pub(crate) struct Run {
+    pub config: GrpoConfig,
+    pub optim: OptimConfig,
+    pub adapter: Adapter,
+    pub seed: u64,
+}
+
 impl World {
-    fn new(placement: Placement, config: GrpoConfig) -> Self {
+    pub fn new(placement: Placement, config: GrpoConfig) -> Self {
         let decoder = fixtures::decoder(placement);
         let words: serde_json::Map<String, serde_json::Value> = (0..decoder.config.vocab_size)
             .map(|id| ((id % 5).to_string() + &" ".repeat(id / 5), id.into()))
@@ -82,23 +92,16 @@ impl World {
     }
 
     fn trainer(&self) -> GrpoTrainer<'_> {
-        self.trainer_of(Ranks::alone())
+        self.trainer_of_rank(Ranks::alone())
     }
 
-    fn trainer_of(&self, ranks: Ranks) -> GrpoTrainer<'_> {
-        let sampler = Sampler {
-            config: &self.config,
-            engine: Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16)),
-            problems: &self.problems,
-            rewards: RewardSet::from(vec![Grader::Gsm8kFlexible]),
-            weights: vec![1.0],
-            order: DataOrder::new(1, self.problems.len()),
-            eos: vec![0],
-            seed: 1,
-            sizes: self.sizes,
-            ranks,
-        };
+    fn trainer_of_rank(&self, ranks: Ranks) -> GrpoTrainer<'_> {
         let adapter = fixtures::adapter(&self.decoder);
+        let engine = Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16));
+        let sampler = Sampler {
+            ranks,
+            ..self.sampler(engine, &self.config, 1)
+        };
         GrpoTrainer::new(
             &self.config,
             &self.optim,
@@ -109,13 +112,49 @@ impl World {
         )
     }
 
+    /// The trainer of a run, on the model itself or in a seat at it.
+    pub fn trainer_of<'a>(&'a self, run: &'a Run, seat: Option<&'a Seat<'a>>) -> GrpoTrainer<'a> {
+        let engine: Box<dyn Engine + 'a> = match seat {
+            Some(seat) => Box::new(seat.engine()),
+            None => Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16)),
+        };
+        let passes: &dyn Passes = match seat {
+            Some(seat) => seat,
+            None => &self.decoder,
+        };
+        let sampler = self.sampler(engine, &run.config, run.seed);
+        let adapter = run.adapter.clone();
+        GrpoTrainer::new(&run.config, &run.optim, &self.decoder, adapter, sampler, 10)
+            .with_passes(passes)
+    }
+
+    fn sampler<'a>(
+        &'a self,
+        engine: Box<dyn Engine + 'a>,
+        config: &'a GrpoConfig,
+        seed: u64,
+    ) -> Sampler<'a> {
+        Sampler {
+            config,
+            engine,
+            problems: &self.problems,
+            rewards: RewardSet::from(vec![Grader::Gsm8kFlexible]),
+            weights: vec![1.0],
+            order: DataOrder::new(seed, self.problems.len()),
+            eos: vec![0],
+            seed,
+            sizes: self.sizes,
+            ranks: Ranks::alone(),
+        }
+    }
+
     /// Parameters and outputs after `steps` steps.
     fn train(&self, steps: usize) -> (Vec<f32>, Vec<StepOutput>) {
         self.train_of(steps, Ranks::alone())
     }
 
     fn train_of(&self, steps: usize, ranks: Ranks) -> (Vec<f32>, Vec<StepOutput>) {
-        let mut trainer = self.trainer_of(ranks);
+        let mut trainer = self.trainer_of_rank(ranks);
         let outputs = (0..steps)
             .map(|_| trainer.step(&mut |_, _| {}).expect("a step"))
             .collect();
@@ -123,7 +162,7 @@ impl World {
     }
 }
 
-fn config() -> GrpoConfig {
+pub(crate) fn config() -> GrpoConfig {
     GrpoConfig {
         num_generations: 4,
         prompts_per_step: 4,
@@ -132,7 +171,7 @@ fn config() -> GrpoConfig {
     }
 }
 
-fn cpu() -> Placement {
+pub(crate) fn cpu() -> Placement {
     Placement::cpu(DType::F32)
 }
 

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Completion, Engine, NativeEngine, RemoteEngine, Request, SamplingParams, Seat};
+use super::{Completion, Engine, NativeEngine, RemoteEngine, Request, SamplingParams, Site};
 use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::{RolloutConfig, RolloutEngine};
+use crate::lockstep::Seat;
 use crate::model::Model;
 
 /// Makes engines on one model. Those that ask servers share them, and what is known of them.
@@ -13,6 +14,8 @@ pub enum Engines<'a> {
     /// In this process, with so many sequences at once.
     Native(&'a Model, usize),
     Remote(Arc<Mutex<RemoteEngine<'a>>>),
+    /// In this process, together with other runs.
+    Lockstep(&'a Seat<'a>),
 }
 
 impl<'a> Engines<'a> {
@@ -25,12 +28,12 @@ impl<'a> Engines<'a> {
         model: &'a Model,
         adapter: Option<&Adapter>,
         max_batch_size: usize,
-        seat: &Seat<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
         Ok(match config.engine {
             RolloutEngine::Native => Self::Native(model, max_batch_size),
             _ => {
-                let engine = RemoteEngine::open(config, model, adapter, seat)?;
+                let engine = RemoteEngine::open(config, model, adapter, site)?;
                 Self::Remote(Arc::new(Mutex::new(engine)))
             }
         })
@@ -43,6 +46,7 @@ impl<'a> Engines<'a> {
                 Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, *batch))
             }
             Self::Remote(engine) => Box::new(Hand(Arc::clone(engine))),
+            Self::Lockstep(seat) => Box::new(seat.engine()),
         }
     }
 }

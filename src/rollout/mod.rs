@@ -1,5 +1,6 @@
 //! Sampling of completions: what is asked for, what comes back, and the engines that do it.
 
+mod batch;
 mod device_sampler;
 mod engines;
 mod finish;
@@ -13,8 +14,8 @@ pub mod sampler;
 mod shared;
 
 pub use engines::Engines;
-pub use native::NativeEngine;
-pub use remote::{RemoteEngine, Seat};
+pub use native::{Answer, Ask, NativeEngine, check_prompts, is_exact};
+pub use remote::{RemoteEngine, Site};
 pub use shared::SharedEngine;
 
 use serde::{Deserialize, Serialize};

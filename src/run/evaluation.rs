@@ -1,6 +1,8 @@
 //! Evaluation before, during and after training.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -31,6 +33,9 @@ pub struct Evaluator<'a> {
     shared: Option<PathBuf>,
     progress: Progress,
 }
+
+/// Completions of the untrained model that a run in lockstep sees to, by their file.
+pub type Claimed = Mutex<HashSet<PathBuf>>;
 
 struct Pass {
     /// In front of the metrics' names.
@@ -145,6 +150,35 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
+    /// Evaluates the untrained model where that is shared and nobody has claimed it.
+    pub fn evaluate_untrained(&self, adapter: &Adapter, claimed: &Claimed) -> Result<()> {
+        for set in self.sets {
+            for pass in &self.passes {
+                let Some(file) = self.shared_file(0, set, &configuration(0, set, pass)) else {
+                    continue;
+                };
+                let mut claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_ours = !file.exists() && claimed.insert(file);
+                drop(claimed);
+                if is_ours {
+                    self.run(0, set, pass, adapter)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where completions are shared, for an evaluation after `step`.
+    fn shared_file(
+        &self,
+        step: u64,
+        set: &EvalSet,
+        configuration: &Map<String, Value>,
+    ) -> Option<PathBuf> {
+        let folder = self.shared.as_ref().filter(|_| step == 0)?;
+        Some(folder.join(shared_name(set, configuration)))
+    }
+
     /// Evaluates the adapter after `step` on every data set.
     ///
     /// Completions go to `evaluations/` as they finish, so that an interrupted evaluation goes on
@@ -182,10 +216,7 @@ impl<'a> Evaluator<'a> {
         let name = format!("step-{step:06}-{}{}.jsonl", pass.prefix, set.name);
         let path = self.folder.join(name);
         let configuration = configuration(step, set, pass);
-        let shared = match &self.shared {
-            Some(folder) if step == 0 => Some(folder.join(shared_name(set, &configuration))),
-            _ => None,
-        };
+        let shared = self.shared_file(step, set, &configuration);
         if let Some(shared) = shared.as_deref().filter(|s| s.exists() && !path.exists()) {
             fs::write_atomic(&path, &fs::read(shared)?)?;
         }

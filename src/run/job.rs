@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,30 +13,29 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::{Checkpoint, Identity, Store};
 use super::directory::RunDirectory;
 use super::environment::Environment;
-use super::evaluation::Evaluator;
+use super::evaluation::{Claimed, Evaluator};
 use super::logs::Logs;
-use super::plan::{self, Plan, WeightBytes, Workload};
+use super::plan::{self, Plan, Setting, Workload};
 use super::problems::{self, TrainingData};
-use super::progress::Progress;
+use super::progress::{Bar, Progress};
 use super::signals;
 use super::state::TrainState;
 use super::training::{Evaluation, Records, Session};
 use crate::adapter::{Adapter, SvdCache};
 use crate::config::{Config, Sizes};
 use crate::eval::EvalSet;
-use crate::model::{
-    Checkpoint as Pretrained, LoadOptions, Model, ModelConfig, OpenOptions, Tokenizer,
-};
+use crate::lockstep::Seat;
+use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions, Tokenizer};
 use crate::ranks::Ranks;
-use crate::rollout::{Engines, Seat};
+use crate::rollout::{Engines, Site};
 use crate::{Error, Result};
 
 /// Everything a training needs besides the model and a folder. Whatever can be refused has been
 /// once this exists.
 pub struct Job {
     pub config: Config,
-    pub data: TrainingData,
-    sets: Vec<EvalSet>,
+    pub data: Arc<TrainingData>,
+    sets: Arc<[EvalSet]>,
 }
 
 /// Where and how a [`Job`] runs.
@@ -50,6 +50,19 @@ pub struct Place<'a> {
     /// What the memory plan chose.
     pub sizes: Sizes,
     pub progress: Progress,
+    /// What it is one of several runs in lockstep by.
+    pub together: Option<Together<'a>>,
+}
+
+/// One of several runs in lockstep.
+pub struct Together<'a> {
+    pub seat: &'a Seat<'a>,
+    /// Its untrained adapter.
+    pub adapter: Adapter,
+    /// Counts the steps of all runs.
+    pub steps: &'a Bar,
+    /// Where it says what has to be said of it alone.
+    pub notices: Progress,
 }
 
 /// What came out.
@@ -89,16 +102,30 @@ impl Job {
         quiet: bool,
     ) -> Result<Self> {
         problems::complete(&mut config)?;
-        let data = TrainingData::load(&config, tokenizer, context, quiet)?;
-        let sets = Evaluator::load(&config, tokenizer)?;
+        let data = TrainingData::load(&config, tokenizer, context, quiet)?.into();
+        let sets = Evaluator::load(&config, tokenizer)?.into();
         Ok(Self { config, data, sets })
+    }
+
+    /// A job on the same problems, whose configuration differs in what has no part in them: the sections
+    /// `adapter`, `optim` and `train`.
+    ///
+    /// # Errors
+    /// A prompt template that is none.
+    pub fn with_config(&self, mut config: Config) -> Result<Self> {
+        problems::complete(&mut config)?;
+        Ok(Self {
+            config,
+            data: Arc::clone(&self.data),
+            sets: Arc::clone(&self.sets),
+        })
     }
 
     /// What the run takes and the sizes that make it fit, on the CPU or on a GPU.
     ///
     /// # Errors
     /// As [`Plan::make`].
-    pub fn plan(&self, model: &ModelConfig, weights: WeightBytes, on_cpu: bool) -> Result<Plan> {
+    pub fn plan(&self, setting: &Setting<'_>) -> Result<Plan> {
         let config = &self.config;
         let sets = self.sets.iter();
         let samples = config.eval.samples_per_problem;
@@ -114,7 +141,7 @@ impl Job {
             shared: self.data.common_tokens(),
             evaluation: evaluation.reduce(plan::Evaluation::larger),
         };
-        Plan::make(config, model, weights, &workload, on_cpu)
+        Plan::make(config, &workload, setting)
     }
 
     /// Steps of the whole run.
@@ -147,7 +174,11 @@ impl Job {
             Ok(start)
         })?;
 
-        let adapter = make_adapter(config, model, ranks, progress)?;
+        let together = place.together.as_ref();
+        let adapter = match together {
+            Some(together) => together.adapter.clone(),
+            None => make_adapter(config, model, ranks, progress)?,
+        };
         let trained_parameters = adapter.num_parameters();
         let total_steps = self.steps();
         progress.line(&format!(
@@ -156,7 +187,7 @@ impl Job {
             data.len()
         ));
         let sizes = place.sizes;
-        let engines = self.engines(model, &adapter, place)?;
+        let engines = self.engines(model, Some(&adapter), place)?;
         let shared = (&engines, ranks);
         let mut trainer = data.trainer(config, model, adapter, total_steps, sizes, shared)?;
         if let Some(state) = &start.state {
@@ -165,10 +196,7 @@ impl Job {
         }
 
         signals::install()?;
-        let mut evaluator = Evaluator::new(config, &self.sets, model, place, &engines)?;
-        if let (Some(folder), true) = (&place.shared, ranks.is_root()) {
-            evaluator.share_untrained(folder)?;
-        }
+        let evaluator = self.evaluator(model, place, &engines)?;
         let mut evaluate = |step: u64, adapter: &Adapter| evaluator.evaluate(step, adapter);
         let mut session = Session {
             config: &config.train,
@@ -177,6 +205,7 @@ impl Job {
             ranks: ranks.clone(),
             records,
             progress,
+            of_all: together.map(|together| together.steps),
             evaluations: start.evaluations()?,
             dead_steps: start.dead_steps,
             evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
@@ -204,17 +233,20 @@ impl Job {
     fn engines<'a>(
         &self,
         model: &'a Model,
-        adapter: &Adapter,
-        place: &Place<'_>,
+        adapter: Option<&Adapter>,
+        place: &'a Place<'_>,
     ) -> Result<Engines<'a>> {
         let (config, ranks) = (&self.config, &place.ranks);
+        if let Some(together) = &place.together {
+            return Ok(Engines::Lockstep(together.seat));
+        }
         let folder = ranks.from_root(|| {
             let directory = place.directory.map(RunDirectory::path);
             Ok(directory
                 .map(|path| path.join("adapters"))
                 .unwrap_or_default())
         })?;
-        let seat = Seat {
+        let site = Site {
             folder: &folder,
             context: self.longest(),
             rank: ranks.rank(),
@@ -222,7 +254,7 @@ impl Job {
             progress: place.progress,
         };
         let batch = place.sizes.max_batch_size;
-        Engines::open(&config.rollout, model, Some(adapter), batch, &seat)
+        Engines::open(&config.rollout, model, adapter, batch, &site)
     }
 
     /// Tokens of the longest prompt with the longest completion, in training and evaluation.
@@ -255,7 +287,9 @@ impl Job {
         }
         Environment::of(model, &model.decoder.placement.device).record(directory)?;
         let mut store = Store::open(&directory.checkpoints(), config.train.save_total_limit)?;
-        let checkpoint = latest(&mut store, directory, identity, place.progress)?;
+        let together = place.together.as_ref();
+        let notices = together.map_or(place.progress, |together| together.notices);
+        let checkpoint = latest(&mut store, directory, identity, notices)?;
         if place.resume {
             directory.write_config(config)?;
         }
@@ -298,6 +332,41 @@ impl Start {
             text => serde_json::from_str(text)
                 .map_err(|e| Error::Internal(format!("cannot read evaluations: {e}"))),
         }
+    }
+}
+
+impl Job {
+    fn evaluator<'a>(
+        &'a self,
+        model: &'a Model,
+        place: &'a Place<'_>,
+        engines: &'a Engines<'a>,
+    ) -> Result<Evaluator<'a>> {
+        let mut evaluator = Evaluator::new(&self.config, &self.sets, model, place, engines)?;
+        if let (Some(folder), true) = (&place.shared, place.ranks.is_root()) {
+            evaluator.share_untrained(folder)?;
+        }
+        Ok(evaluator)
+    }
+
+    /// Evaluates the untrained model for the runs that share its completions, as far as none of them has
+    /// done it or is about to.
+    ///
+    /// # Errors
+    /// Those of [`Evaluator::evaluate`].
+    pub fn evaluate_untrained(
+        &self,
+        model: &Model,
+        place: &Place<'_>,
+        adapter: &Adapter,
+        claimed: &Claimed,
+    ) -> Result<()> {
+        if let Some(directory) = place.directory {
+            directory.write_config(&self.config)?;
+        }
+        let engines = self.engines(model, Some(adapter), place)?;
+        self.evaluator(model, place, &engines)?
+            .evaluate_untrained(adapter, claimed)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::{Config, Method, Sizes};
 use crate::data::prompts::{PromptedProblem, Template};
 use crate::data::{self, DataOrder};
 use crate::grpo::{GrpoTrainer, Sampler};
-use crate::model::{Model, Tokenizer};
+use crate::model::{Model, Passes, Tokenizer};
 use crate::ranks::Ranks;
 use crate::reward::{Grader, RewardSet};
 use crate::rollout::Engines;
@@ -150,7 +150,7 @@ impl TrainingData {
         format!("{:x}", hasher.finalize())
     }
 
-    /// The trainer of the configured method.
+    /// The trainer of the configured method, on the model itself or in a seat at it.
     pub fn trainer<'a>(
         &'a self,
         config: &'a Config,
@@ -158,9 +158,13 @@ impl TrainingData {
         adapter: Adapter,
         total_steps: u64,
         sizes: Sizes,
-        (engines, ranks): (&Engines<'a>, &Ranks),
+        (engines, ranks): (&'a Engines<'a>, &Ranks),
     ) -> Result<Box<dyn Trainer + 'a>> {
         let seed = config.train.seed;
+        let passes: &dyn Passes = match engines {
+            Engines::Lockstep(seat) => *seat,
+            _ => &model.decoder,
+        };
         match config.method {
             Method::Sft => {
                 let trainer = SftTrainer::new(
@@ -173,7 +177,9 @@ impl TrainingData {
                     total_steps,
                 )?;
                 let trainer = trainer.with_pass_tokens(sizes.pass_tokens);
-                Ok(Box::new(trainer.with_ranks(ranks.clone())))
+                Ok(Box::new(
+                    trainer.with_passes(passes).with_ranks(ranks.clone()),
+                ))
             }
             Method::Grpo => {
                 let longest = config.grpo.max_completion_length;
@@ -195,6 +201,7 @@ impl TrainingData {
                 let trainer =
                     GrpoTrainer::new(grpo, optim, &model.decoder, adapter, sampler, total_steps);
                 let overlaps = config.rollout.one_step_off_policy;
+                let trainer = trainer.with_passes(passes);
                 Ok(Box::new(trainer.one_step_off_policy(overlaps)))
             }
         }

@@ -72,6 +72,8 @@ pub struct Session<'a> {
     /// What is written; on other ranks than the root nothing.
     pub records: Option<Records>,
     pub progress: Progress,
+    /// Counts the steps of this run and of others beside it.
+    pub of_all: Option<&'a Bar>,
     /// Those of a resumed run are there from the start.
     pub evaluations: Vec<Evaluation>,
     /// Steps in a row from which nothing was learnt, as of the checkpoint gone on from.
@@ -120,6 +122,7 @@ impl Session<'_> {
                     };
                     state = trainer.state();
                     bar.set_position(state.step);
+                    self.of_all.inspect(|bar| bar.inc(1));
                     self.check_alive(&metrics, state.step)?;
                 }
                 Err(error) => return Err(self.abandoned(trainer, &state, error)),

@@ -8,7 +8,9 @@ use super::Example;
 use crate::adapter::{Adapter, Gradients};
 use crate::config::{OptimConfig, SftConfig};
 use crate::data::DataOrder;
-use crate::model::{ACTIVATION_MEMORY, Batch, Coefficients, Decoder, Keep, pack};
+use crate::model::{
+    ACTIVATION_MEMORY, Batch, Coefficients, Decoder, GradientPass, Keep, Passes, pack,
+};
 use crate::ops::head::Scores;
 use crate::optim::Learner;
 use crate::ranks::Ranks;
@@ -20,6 +22,8 @@ use crate::{Error, Result};
 pub struct SftTrainer<'a> {
     config: &'a SftConfig,
     decoder: &'a Decoder,
+    /// What computes the passes: the decoder, or one that other runs share.
+    passes: &'a dyn Passes,
     examples: &'a [Example],
     /// Rows up to which examples are packed into one pass.
     pass_tokens: usize,
@@ -74,6 +78,7 @@ impl<'a> SftTrainer<'a> {
         Ok(Self {
             config,
             decoder,
+            passes: decoder,
             examples,
             pass_tokens: config.pass_tokens(),
             order: DataOrder::new(seed, examples.len()),
@@ -83,6 +88,12 @@ impl<'a> SftTrainer<'a> {
             num_tokens: 0,
             ranks: Ranks::alone(),
         })
+    }
+
+    /// Leaves its passes to something else than the decoder itself.
+    pub fn with_passes(mut self, passes: &'a dyn Passes) -> Self {
+        self.passes = passes;
+        self
     }
 
     /// Packs examples into passes of up to so many rows.
@@ -210,20 +221,20 @@ impl Pass<'_, '_> {
     fn accumulate(&self, gradients: &mut Gradients) -> Result<Scores> {
         let Self { trainer, batch, .. } = self;
         let weight = -1.0 / self.targets as f64;
-        trainer.decoder.accumulate_gradients(
-            trainer.adapter(),
+        let keep = Keep::choose(
+            trainer.config.gradient_checkpointing,
+            &trainer.decoder.config,
+            batch.tokens.len(),
+            ACTIVATION_MEMORY,
+        );
+        trainer.passes.accumulate(GradientPass {
+            adapter: trainer.adapter(),
             batch,
-            1.0,
-            Keep::choose(
-                trainer.config.gradient_checkpointing,
-                &trainer.decoder.config,
-                batch.tokens.len(),
-                ACTIVATION_MEMORY,
-            )
-            .into(),
-            Coefficients::Known(vec![weight; batch.targets.len()]),
+            temperature: 1.0,
+            inputs: keep.into(),
+            coefficients: Coefficients::Known(vec![weight; batch.targets.len()]),
             gradients,
-        )
+        })
     }
 
     /// What the pass gives of each example.

@@ -29,9 +29,8 @@ use process::Started;
 use vllm::Vllm;
 
 use super::finish::finished_at;
-use super::native;
 use super::sampler::Draw;
-use super::{Completion, Engine, FinishReason, Request, SamplingParams};
+use super::{Completion, Engine, FinishReason, Request, SamplingParams, check_prompts};
 use crate::adapter::Adapter;
 use crate::config::{RolloutConfig, RolloutEngine};
 use crate::model::Model;
@@ -103,7 +102,7 @@ enum Kind {
 
 /// Where an engine for these servers belongs in a run.
 #[derive(Debug, Clone, Copy)]
-pub struct Seat<'a> {
+pub struct Site<'a> {
     /// Folder for what servers read: adapters.
     pub folder: &'a Path,
     /// Longest prompt and completion together, in tokens.
@@ -125,11 +124,11 @@ impl<'a> RemoteEngine<'a> {
         config: &RolloutConfig,
         model: &'a Model,
         adapter: Option<&Adapter>,
-        seat: &Seat<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
         let mut started = None;
-        let mut urls = own_urls(&config.base_url, seat);
-        let folder = config.adapter_dir.as_deref().unwrap_or(seat.folder);
+        let mut urls = own_urls(&config.base_url, site);
+        let folder = config.adapter_dir.as_deref().unwrap_or(site.folder);
         let (kind, protocol): (_, Arc<dyn Protocol>) = match config.engine {
             RolloutEngine::Vllm => {
                 let vllm = Arc::new(Vllm::new(folder)?);
@@ -141,7 +140,7 @@ impl<'a> RemoteEngine<'a> {
                     None => Vec::new(),
                 };
                 if urls.is_empty() {
-                    let process = Started::new(config, model, &files, seat)?;
+                    let process = Started::new(config, model, &files, site)?;
                     urls.push(process.url());
                     started = Some(process);
                 }
@@ -161,9 +160,9 @@ impl<'a> RemoteEngine<'a> {
             probe: None,
             started,
             begun: None,
-            rank: seat.rank,
+            rank: site.rank,
         };
-        engine.wait_until_ready(seat.progress)?;
+        engine.wait_until_ready(site.progress)?;
         Ok(engine)
     }
 
@@ -254,11 +253,11 @@ impl<'a> RemoteEngine<'a> {
 }
 
 /// The servers of one rank: those whose number is its own, or one that several share.
-fn own_urls(urls: &[String], seat: &Seat<'_>) -> Vec<String> {
-    let own = |(i, url): (usize, &String)| (i % seat.ranks == seat.rank).then(|| url.clone());
+fn own_urls(urls: &[String], site: &Site<'_>) -> Vec<String> {
+    let own = |(i, url): (usize, &String)| (i % site.ranks == site.rank).then(|| url.clone());
     let found: Vec<String> = urls.iter().enumerate().filter_map(own).collect();
     match found.is_empty() {
-        true => urls.get(seat.rank % urls.len().max(1)).cloned(),
+        true => urls.get(site.rank % urls.len().max(1)).cloned(),
         false => None,
     }
     .into_iter()
@@ -380,7 +379,7 @@ impl Engine for RemoteEngine<'_> {
         on_token: &mut dyn FnMut(usize, usize, &[u32]),
         on_finished: &mut dyn FnMut(usize, usize, &Completion),
     ) -> Result<Vec<Vec<Completion>>> {
-        native::check(requests, &self.model.decoder)?;
+        check_prompts(requests, &self.model.decoder)?;
         let empty = |request: &Request| vec![Completion::empty(); request.n];
         let mut results: Vec<Vec<Completion>> = requests.iter().map(empty).collect();
         if requests.is_empty() || params.max_tokens == 0 {
@@ -408,7 +407,7 @@ impl Engine for RemoteEngine<'_> {
         requests: &[Request],
         params: &SamplingParams,
     ) -> Result<()> {
-        native::check(requests, &self.model.decoder)?;
+        check_prompts(requests, &self.model.decoder)?;
         self.settle()?;
         self.begun = Some(self.start(adapter, requests, params)?);
         Ok(())

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use super::Seat;
+use super::Site;
 use crate::config::RolloutConfig;
 use crate::model::Model;
 use crate::{Error, Result};
@@ -31,7 +31,7 @@ impl Started {
         config: &RolloutConfig,
         model: &Model,
         adapters: &[PathBuf],
-        seat: &Seat<'_>,
+        site: &Site<'_>,
     ) -> Result<Self> {
         let Some((program, given)) = config.server.split_first() else {
             return Err(Error::config("rollout.server names no program"));
@@ -48,7 +48,7 @@ impl Started {
         let numbers = [
             ("--port", usize::from(port)),
             ("--parallel", slots),
-            ("--ctx-size", slots * seat.context),
+            ("--ctx-size", slots * site.context),
         ];
         arguments.extend(["--model".to_owned(), model.name.clone()]);
         arguments.extend(["--host", "127.0.0.1"].map(str::to_owned));
@@ -61,8 +61,8 @@ impl Started {
         for path in adapters {
             arguments.extend(["--lora".to_owned(), path.display().to_string()]);
         }
-        let log = seat.folder.join(format!("server-{}.log", seat.rank));
-        crate::run::fs::create_dir_all(seat.folder)?;
+        let log = site.folder.join(format!("server-{}.log", site.rank));
+        crate::run::fs::create_dir_all(site.folder)?;
         let child = spawn(program, &arguments, &log)?;
         Ok(Self {
             program: program.clone(),

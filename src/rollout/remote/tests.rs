@@ -274,14 +274,14 @@ impl World {
             max_retries,
             ..RolloutConfig::default()
         };
-        let seat = Seat {
+        let site = Site {
             folder: self.folder.path(),
             context: 64,
             rank: 0,
             ranks: 1,
             progress: Progress::Silent,
         };
-        RemoteEngine::open(&config, &self.model, Some(&self.adapter), &seat)
+        RemoteEngine::open(&config, &self.model, Some(&self.adapter), &site)
     }
 
     /// The same numbers, moved far enough that the policy is clearly another.
@@ -478,14 +478,14 @@ fn servers_are_divided_between_ranks() {
     let urls: Vec<String> = (0..5).map(|i| format!("http://{i}")).collect();
     let folder = tempfile::tempdir().expect("a folder");
     let of = |urls: &[String], rank: usize, ranks: usize| {
-        let seat = Seat {
+        let site = Site {
             folder: folder.path(),
             context: 1,
             rank,
             ranks,
             progress: Progress::Silent,
         };
-        own_urls(urls, &seat)
+        own_urls(urls, &site)
     };
     assert_eq!(of(&urls, 0, 1), urls);
     assert_eq!(of(&urls, 1, 2), ["http://1", "http://3"]);
