@@ -142,9 +142,8 @@ impl Session<'_> {
         } = output;
         self.logs.step(step, &metrics)?;
         let limit = self.config.num_completions_to_log.unwrap_or(usize::MAX);
-        for row in completions.iter().take(limit) {
-            self.logs.completion(row)?;
-        }
+        self.logs
+            .completions(step, &completions[..limit.min(completions.len())])?;
         self.curve
             .extend(metrics.get("reward").or(metrics.get("loss")));
         bar.set_message(one_line(&metrics));
@@ -230,6 +229,9 @@ fn one_line(metrics: &StepMetrics) -> String {
     }
     if let Some(length) = metrics.get("completions/mean_length") {
         parts.push(format!("{length:.0} tokens"));
+    }
+    if let Some(kl) = metrics.get("natural/kl") {
+        parts.push(format!("step of {kl:.3} nats"));
     }
     if let Some(rate) = metrics.get("tokens_per_second") {
         parts.push(format!("{rate:.0} tok/s"));
