@@ -84,19 +84,17 @@ impl GrpoTrainer<'_> {
             signals::check()?;
             let mut gradients = adapter.gradients();
             let known = Coefficients::Known(job.coefficients);
-            let scores = cpu::alone(|| {
-                decoder.accumulate_gradients(
-                    adapter,
-                    &job.batch,
-                    temperature,
-                    job.inputs,
-                    known,
-                    &mut gradients,
-                )
-            })?;
+            let scores = decoder.accumulate_gradients(
+                adapter,
+                &job.batch,
+                temperature,
+                job.inputs,
+                known,
+                &mut gradients,
+            )?;
             Ok((job.batch, scores, gradients))
         };
-        let done: Vec<_> = jobs.into_par_iter().with_max_len(1).map(run).collect();
+        let done = side_by_side(jobs, run);
         let mut gradients = adapter.gradients();
         for (items, pass) in passes.iter().zip(done) {
             let (batch, scores, own) = pass?;
@@ -141,7 +139,7 @@ impl GrpoTrainer<'_> {
     }
 
     /// Where the pass over these completions gets the inputs of its blocks from.
-    fn inputs_of(
+    pub(super) fn inputs_of(
         &self,
         rollouts: &Rollouts,
         items: &[&Item],
@@ -186,4 +184,10 @@ impl GrpoTrainer<'_> {
         }
         Some(all)
     }
+}
+
+/// Runs jobs on all threads, each on one of them; their results in order.
+pub(super) fn side_by_side<J: Send, R: Send>(jobs: Vec<J>, run: impl Fn(J) -> R + Sync) -> Vec<R> {
+    let each = jobs.into_par_iter().with_max_len(1);
+    each.map(|job| cpu::alone(|| run(job))).collect()
 }

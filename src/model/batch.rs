@@ -4,7 +4,8 @@ use candle_core::Tensor;
 
 use super::decoder::{Decoder, Keep};
 use super::layer_inputs::BatchInputs;
-use crate::adapter::{Adapter, Gradients, SHARED_ROW};
+use super::spread::Spread;
+use crate::adapter::{Adapter, Gradients};
 use crate::ops::head::{self, Scores};
 use crate::ops::{Layout, Segment};
 use crate::{Error, Result};
@@ -24,8 +25,6 @@ pub struct Batch {
     pub rows: Vec<u32>,
     /// Number of targets of each completion.
     pub lengths: Vec<usize>,
-    /// Completion that each row belongs to; [`SHARED_ROW`] for the prompt of a group.
-    pub row_sequences: Vec<u32>,
 }
 
 impl Batch {
@@ -39,14 +38,13 @@ impl Batch {
                 "an empty prompt or completion cannot be scored".into(),
             ));
         }
-        let parent = self.push_segment(prompt, None, SHARED_ROW);
+        let parent = self.push_segment(prompt, None);
         let last_prompt_row = self.tokens.len() - 1;
         for completion in completions {
-            let sequence = self.lengths.len() as u32;
             let inputs = &completion[..completion.len() - 1];
             let start = self.tokens.len();
             if !inputs.is_empty() {
-                self.push_segment(inputs, Some(parent), sequence);
+                self.push_segment(inputs, Some(parent));
             }
             self.rows.push(last_prompt_row as u32);
             self.rows
@@ -70,7 +68,7 @@ impl Batch {
             .chain(&completion[..completion.len() - 1])
             .copied()
             .collect();
-        self.push_segment(&tokens, None, self.lengths.len() as u32);
+        self.push_segment(&tokens, None);
         let first = start + prompt.len() - 1;
         self.rows
             .extend((first..first + completion.len()).map(|row| row as u32));
@@ -89,11 +87,10 @@ impl Batch {
         })
     }
 
-    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>, sequence: u32) -> usize {
+    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>) -> usize {
         let start = self.tokens.len();
         let len = tokens.len();
         self.tokens.extend_from_slice(tokens);
-        self.row_sequences.resize(self.tokens.len(), sequence);
         self.layout.segments.push(Segment { start, len, parent });
         self.layout.segments.len() - 1
     }
@@ -103,12 +100,14 @@ impl Batch {
         let rows = Tensor::new(&self.rows[..], hidden.device())?;
         Ok(hidden.index_select(&rows, 0)?)
     }
+}
 
-    /// The transpose of [`Self::gather`]: dL/dhidden `[T, h]` from that of the gathered rows.
-    pub(crate) fn scatter(&self, dgathered: &Tensor, hidden: &Tensor) -> Result<Tensor> {
-        let rows = Tensor::new(&self.rows[..], dgathered.device())?;
-        Ok(hidden.zeros_like()?.index_add(&rows, dgathered, 0)?)
-    }
+/// The transpose of [`Batch::gather`]: dL/dhidden `[T, h]` from that of the gathered rows.
+fn scatter(dgathered: &Tensor, rows: &[u32], tokens: usize) -> Result<Tensor> {
+    let at = Tensor::new(rows, dgathered.device())?;
+    let shape = (tokens, dgathered.dim(1)?);
+    let zeros = Tensor::zeros(shape, dgathered.dtype(), dgathered.device())?;
+    Ok(zeros.index_add(&at, dgathered, 0)?)
 }
 
 impl Decoder {
@@ -130,6 +129,9 @@ impl Decoder {
 
     /// Adds to `gradients` the gradient of L = Σ_n coefficients[n] · logp(target n), and gives the
     /// scores of the targets. The caller's coefficients are dL/dlogp at the current parameters.
+    ///
+    /// With a row for every sequence, completion `i` of the batch is sequence `i`, and its row is the
+    /// gradient of its own part of the sum, also through a prompt that it shares with others.
     ///
     /// `coefficients` is called with the scores when they are needed to know the loss; when it is
     /// known without them, [`Coefficients::Known`] saves a pass over the head.
@@ -173,8 +175,16 @@ impl Decoder {
                 false => None,
             },
         )?;
-        let dhidden = batch.scatter(&dgathered, &tape.hidden)?;
-        self.backward(adapter, tape, &dhidden, &batch.row_sequences, gradients)?;
+        let spread = match gradients.is_per_sequence() {
+            true => Some(Spread::new(batch, &self.placement.device)?),
+            false => None,
+        };
+        let (rows, layout) = match &spread {
+            Some(spread) => (&spread.predicting, &spread.layout),
+            None => (&batch.rows, &batch.layout),
+        };
+        let dhidden = scatter(&dgathered, rows, layout.tokens())?;
+        self.backward(adapter, tape, &dhidden, spread.as_ref(), gradients)?;
         Ok(scores)
     }
 

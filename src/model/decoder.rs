@@ -16,6 +16,7 @@ use super::decoder_weights::{
 use super::flops::Flops;
 use super::kv_cache::{KvCache, heads};
 use super::layer_inputs::{BatchInputs, Recorder};
+use super::spread::Spread;
 use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::causal::CausalTable;
@@ -89,6 +90,32 @@ struct Activations {
     activated: Tensor,
     /// x Aᵀ of each module's side path, by [`ModuleKind`] index.
     side: Vec<Option<Tensor>>,
+}
+
+impl Activations {
+    /// Copies of the rows for the completions that share them.
+    fn spread(self, spread: &Spread) -> Result<Self> {
+        let copy = |x: Tensor| spread.copy(x);
+        let attention::Saved { q, k, v, out, lse } = self.attention;
+        let side = self.side.into_iter().map(|side| side.map(copy).transpose());
+        Ok(Self {
+            x: copy(self.x)?,
+            normed: copy(self.normed)?,
+            attention: attention::Saved {
+                q: copy(q)?,
+                k: copy(k)?,
+                v: copy(v)?,
+                out: copy(out)?,
+                lse: lse.map(copy).transpose()?,
+            },
+            middle: copy(self.middle)?,
+            middle_normed: copy(self.middle_normed)?,
+            gate: copy(self.gate)?,
+            up: copy(self.up)?,
+            activated: copy(self.activated)?,
+            side: side.collect::<Result<_>>()?,
+        })
+    }
 }
 
 /// One pass over a batch: what is the same in every block.
@@ -248,25 +275,35 @@ impl Decoder {
         })
     }
 
-    /// Adds to `gradients` the gradient of the adapter, given dL/dhidden `[T, h]`.
-    ///
-    /// `row_sequences` is as [`Adapter::accumulate`] takes it.
-    pub fn backward(
+    /// Adds to `gradients` the gradient of the adapter, given dL/dhidden `[T, h]`; `[T', h]` where the
+    /// way back is `spread`.
+    pub(super) fn backward(
         &self,
         adapter: &Adapter,
         tape: Tape,
         dhidden: &Tensor,
-        row_sequences: &[u32],
+        spread: Option<&Spread>,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let layout = &tape.layout;
-        let spans = layout.spans();
+        let spans = tape.layout.spans();
         let pass = self.pass(Some(adapter), &spans, &tape.rotation)?;
+        let (layout, rotation, row_sequences) = match spread {
+            Some(Spread {
+                layout, sequences, ..
+            }) => (layout, self.rotation(layout.positions())?, &sequences[..]),
+            None => (&tape.layout, tape.rotation.clone(), &[][..]),
+        };
+        let spans = layout.spans();
+        let way_back = self.pass(Some(adapter), &spans, &rotation)?;
         let full = adapter.trains_weights();
         gradients.begin_pass(layout.pieces());
+        let last = match spread {
+            Some(spread) => spread.copy(tape.last)?,
+            None => tape.last,
+        };
         let (mut g, dnorm) = rms_norm::backward(
             self.placement.backend,
-            &tape.last,
+            &last,
             &pass.weights.norm,
             self.config.rms_norm_eps,
             dhidden,
@@ -283,17 +320,21 @@ impl Decoder {
             signals::check()?;
             let kept = match kept {
                 Kept::Activations(kept) => *kept,
-                Kept::Input(x) => self.activations(&pass, layer, x, layout)?,
+                Kept::Input(x) => self.activations(&pass, layer, x, &tape.layout)?,
                 Kept::Recorded(inputs) => {
-                    self.activations(&pass, layer, inputs.layer(layer)?, layout)?
+                    self.activations(&pass, layer, inputs.layer(layer)?, &tape.layout)?
                 }
+            };
+            let kept = match spread {
+                Some(spread) => kept.spread(spread)?,
+                None => kept,
             };
             let mut receiver = Receiver {
                 adapter,
                 row_sequences,
                 gradients,
             };
-            g = pass.block_backward(layer, kept, g, layout, &mut receiver)?;
+            g = way_back.block_backward(layer, kept, g, layout, &mut receiver)?;
         }
         if full {
             gradients.add_embedding(&tape.tokens, &g)?;

@@ -18,6 +18,7 @@ mod packing;
 mod random_init;
 mod safetensors_dir;
 mod source;
+mod spread;
 mod text_stream;
 mod tokenizer;
 mod tokenizer_json;
