@@ -172,7 +172,7 @@ fn listing(points: &[Point], model: &ModelConfig) -> String {
         vec![
             point.name.clone(),
             plan::trained_parameters(config, model).to_string(),
-            config.optim.learning_rate.to_string(),
+            point.learning_rate().map_or("-".into(), |r| r.to_string()),
             config.train.seed.to_string(),
             steps,
         ]
@@ -245,7 +245,7 @@ fn train_one(
         axes: point.axes.clone(),
         adapter: adapter.kind.name().to_owned(),
         trained_parameters: plan::trained_parameters(&point.config, &model.decoder.config),
-        learning_rate: point.config.optim.learning_rate,
+        learning_rate: point.learning_rate().unwrap_or_default(),
         seed: point.config.train.seed,
         steps: job.steps(),
         before: Map::new(),
