@@ -140,29 +140,10 @@ def write_directory(folder: pathlib.Path, layers: int) -> None:
         (folder / name).write_text((MINI / name).read_text())
 
 
-def q4_k(x: np.ndarray) -> np.ndarray:
-    """Q4_K blocks of rows of f32: per 32 values a 6-bit scale and minimum, per 256 two f16 for those."""
-    blocks = x.reshape(-1, 8, 32)
-    low = np.minimum(blocks.min(axis=2), 0)
-    scale, low = (blocks.max(axis=2) - low) / 15, -low
-    d, dmin = ((part.max(axis=1) / 63).astype(np.float16) for part in (scale, low))
-    safe = lambda part: np.where(part > 0, part, 1).astype(np.float32)[:, None]
-    s, m = (np.clip(np.rint(part / safe(unit)), 0, 63).astype(np.uint8) for part, unit in ((scale, d), (low, dmin)))
-    step = safe(d) * np.maximum(s, 1)
-    q = np.rint((blocks + (safe(dmin) * m)[:, :, None]) / step[:, :, None])
-    q = np.clip(q, 0, 15).astype(np.uint8).reshape(-1, 4, 2, 32)
-    packed = np.empty((len(blocks), 144), np.uint8)
-    packed[:, 0:2], packed[:, 2:4] = d[:, None].view(np.uint8), dmin[:, None].view(np.uint8)
-    packed[:, 4:8] = s[:, :4] | (s[:, 4:] >> 4 << 6)
-    packed[:, 8:12] = m[:, :4] | (m[:, 4:] >> 4 << 6)
-    packed[:, 12:16] = (s[:, 4:] & 15) | (m[:, 4:] << 4)
-    packed[:, 16:] = (q[:, :, 0] | (q[:, :, 1] << 4)).reshape(len(blocks), 128)
-    return packed.reshape(*x.shape[:-1], -1)
-
-
 def write_gguf(path: pathlib.Path, layers: int, kind: str) -> None:
     """One file; matrices of the blocks in `kind`, embedding and head in Q8_0, the rest in f32."""
     import gguf
+    from quantise import quantise
 
     types = gguf.GGMLQuantizationType
     writer = gguf.GGUFWriter(path, "qwen2")
@@ -208,14 +189,9 @@ def write_gguf(path: pathlib.Path, layers: int, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, shape in tensors(layers):
-        x, quantised = values(name, shape), type_of(name, shape)
-        if quantised != types.F32:
-            # A slice of rows at a time: quantising makes several copies.
-            rows = [x[i : i + 1024] for i in range(0, len(x), 1024)]
-            quantise = q4_k if quantised == types.Q4_K else lambda part: gguf.quants.quantize(part, quantised)
-            x = np.concatenate([quantise(part) for part in rows])
-        writer.write_tensor_data(x)
-        print(f"{name}: {quantised.name}", flush=True)
+        x, kind_of_this = values(name, shape), type_of(name, shape)
+        writer.write_tensor_data(x if kind_of_this == types.F32 else quantise(x, kind_of_this))
+        print(f"{name}: {kind_of_this.name}", flush=True)
     writer.close()
 
 

@@ -13,9 +13,9 @@ import os
 import subprocess
 import sys
 
-import gguf
 import numpy
 import xllamacpp
+from quantise import rewrite
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -28,25 +28,6 @@ PROMPTS = [
     "Photosynthesis is the process", "SELECT name FROM users", "A triangle with sides 3, 4 and 5",
     "The opposite of hot is", "Roses are red,", "It was a dark and stormy night", "Newton's second law",
 ]
-
-
-def dequantise(source, target):
-    reader = gguf.GGUFReader(source)
-    arch = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(target, arch)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
-    writer.add_file_type(0)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def tinylora(*arguments):
@@ -82,7 +63,7 @@ program, source, work = (os.path.abspath(a) for a in sys.argv[1:4])
 os.makedirs(work, exist_ok=True)
 model, adapter, lora = f"{work}/f32.gguf", f"{work}/llama.safetensors", f"{work}/llama.gguf"
 if not os.path.exists(model):
-    dequantise(source, model)
+    rewrite(source, model, "f32")
 if not os.path.exists(adapter):
     tinylora("train", "--config", "smollm2-13p.toml", "--set", f"model.path={model}", "--set", "method=sft",
              "--set", "data.train=mini", "--set", "data.limit=4", "--set", "train.max_steps=1",
