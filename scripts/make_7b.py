@@ -142,57 +142,9 @@ def write_directory(folder: pathlib.Path, layers: int) -> None:
 
 def write_gguf(path: pathlib.Path, layers: int, kind: str) -> None:
     """One file; matrices of the blocks in `kind`, embedding and head in Q8_0, the rest in f32."""
-    import gguf
-    from quantise import quantise
+    from qwen2_gguf import write
 
-    types = gguf.GGMLQuantizationType
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_name("synthetic 7B")
-    writer.add_block_count(layers)
-    writer.add_context_length(32_768)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INTERMEDIATE)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1_000_000.0)
-    parts = tokenizer()
-    special = {token["id"] for token in parts["added_tokens"]}
-    tokens = sorted(parts["model"]["vocab"], key=parts["model"]["vocab"].get)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if i in special else 1 for i in range(len(tokens))])
-    writer.add_token_merges(merges)
-    writer.add_eos_token_id(json.loads((MINI / "generation_config.json").read_text())["eos_token_id"])
-    writer.add_add_bos_token(False)
-    template = json.loads((MINI / "tokenizer_config.json").read_text())["chat_template"]
-    writer.add_chat_template(template)
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, layers)
-
-    def type_of(name, shape):
-        if len(shape) == 1:
-            return types.F32
-        return types[kind.upper()] if "layers" in name else types.Q8_0
-
-    for name, shape in tensors(layers):
-        quantised = type_of(name, shape)
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        in_bytes = gguf.quant_shape_to_byte_shape(shape, quantised) if len(shape) == 2 else shape
-        width = 1 if len(shape) == 2 else 4
-        dtype = np.dtype(np.uint8) if len(shape) == 2 else np.dtype(np.float32)
-        raw = quantised if len(shape) == 2 else None
-        writer.add_tensor_info(target, in_bytes, dtype, int(np.prod(in_bytes)) * width, raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, shape in tensors(layers):
-        x, kind_of_this = values(name, shape), type_of(name, shape)
-        writer.write_tensor_data(x if kind_of_this == types.F32 else quantise(x, kind_of_this))
-        print(f"{name}: {kind_of_this.name}", flush=True)
-    writer.close()
+    write(path, "synthetic 7B", config(layers), MINI, tokenizer(), list(tensors(layers)), values, kind)
 
 
 def main() -> None:

@@ -2,10 +2,13 @@
 
     venv/bin/pip install xllamacpp gguf numpy safetensors
     cargo build --release
-    venv/bin/python scripts/oracle_llama.py target/release/tinylora MODEL.gguf WORK_DIR
+    venv/bin/python scripts/oracle_llama.py target/release/tinylora MODEL.gguf WORK_DIR [SPREAD]
+    venv/bin/python scripts/qwen2_gguf.py data/mini mini.gguf          # the embedded model, a Qwen2
+    venv/bin/python scripts/oracle_llama.py target/release/tinylora mini.gguf WORK_DIR 0.5
 
 MODEL.gguf is dequantised to f32 (candle and llama.cpp round quantised products differently) and
-gets an adapter of 13 random numbers with large effect. Prints for 20 prompts whether both programs
+gets an adapter of a few normal random numbers (SPREAD: their standard deviation, 0.05) with large
+effect. Prints for 20 prompts whether both programs
 go on with the same text, and how many texts the adapter changes at all.
 """
 import json
@@ -60,6 +63,7 @@ def llama(model, adapter=None):
 
 
 program, source, work = (os.path.abspath(a) for a in sys.argv[1:4])
+spread = float(sys.argv[4]) if len(sys.argv) > 4 else 0.05
 os.makedirs(work, exist_ok=True)
 model, adapter, lora = f"{work}/f32.gguf", f"{work}/llama.safetensors", f"{work}/llama.gguf"
 if not os.path.exists(model):
@@ -70,7 +74,8 @@ if not os.path.exists(adapter):
              "--set", "optim.learning_rate=1e-30", "--set", "eval.data=[]", "--run-dir", f"{work}/run", "--quiet")
     with safe_open(f"{work}/run/adapter.safetensors", "numpy") as file:
         metadata = {k: v.replace('"bf16"', '"f32"') for k, v in file.metadata().items()}
-    v = numpy.random.default_rng(5).normal(0, 0.05, (13, 1)).astype(numpy.float32)
+        shape = file.get_slice("v").get_shape()
+    v = numpy.random.default_rng(5).normal(0, spread, shape).astype(numpy.float32)
     save_file({"v": v}, adapter, metadata=metadata)
 tinylora("export", "--model", model, "--adapter", adapter, "--format", "gguf-lora", "--out", lora, "--quiet")
 theirs, plain = llama(model, lora), llama(model)
