@@ -15,4 +15,4 @@ pub use trainer::GrpoTrainer;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,7 +5,7 @@ use super::loss::{Normalizer, on_policy_coefficient, token_weights};
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::Result;
-use crate::model::{Batch, Coefficients, pack};
+use crate::model::{Batch, Coefficients, GradientPass, ScorePass, pack};
 use crate::optim::{Direction, Update};
 use crate::run::{StepMetrics, signals};
 
@@ -133,14 +133,14 @@ impl GrpoTrainer<'_> {
                     .map(|item| (item.group, std::slice::from_ref(&item.sample))),
             );
             let inputs = self.block_inputs(batch.tokens.len(), recorded);
-            let scores = self.decoder.accumulate_gradients(
+            let scores = self.passes.accumulate(GradientPass {
                 adapter,
-                &batch,
-                self.config.temperature,
+                batch: &batch,
+                temperature: self.config.temperature,
                 inputs,
-                Coefficients::Known(vec![1.0; batch.targets.len()]),
-                &mut gradients,
-            )?;
+                coefficients: Coefficients::Known(vec![1.0; batch.targets.len()]),
+                gradients: &mut gradients,
+            })?;
             sums.add(&self.loss, &policy, &own, &batch, &scores.logprobs);
             sums.add_entropies(&scores);
             for (item, logps) in items[run.clone()]
@@ -203,10 +203,11 @@ impl GrpoTrainer<'_> {
             signals::check()?;
             let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
             let batch = self.pack(rollouts, &own)?;
-            let adapter = Some(self.learner.adapter());
-            let scores = self
-                .decoder
-                .score(adapter, &batch, self.config.temperature)?;
+            let scores = self.passes.score(ScorePass {
+                adapter: Some(self.learner.adapter()),
+                batch: &batch,
+                temperature: self.config.temperature,
+            })?;
             for (&i, new) in micro_batch
                 .iter()
                 .zip(batch.by_completion(&scores.logprobs))

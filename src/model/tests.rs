@@ -57,12 +57,20 @@ fn portable(dtype: DType) -> Placement {
 
 /// Rank 2, two numbers a group of three modules, on random bases; v set to multiples of 2⁻⁶.
 pub(crate) fn adapter(decoder: &Decoder) -> Adapter {
-    let spec = AdapterSpec {
+    adapter_of(decoder, spec())
+}
+
+pub(crate) fn spec() -> AdapterSpec {
+    AdapterSpec {
         u: 2,
         n_tie: 3,
         dtype: StoredDtype::F32,
         ..AdapterSpec::default()
-    };
+    }
+}
+
+/// The same on another specification of rank 2.
+pub(crate) fn adapter_of(decoder: &Decoder, spec: AdapterSpec) -> Adapter {
     let base = BaseModel {
         name: "test".into(),
         hash: "test".into(),

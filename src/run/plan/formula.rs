@@ -33,6 +33,11 @@ pub(super) struct Formula<'a> {
     /// Every thread works on sequences of its own.
     pub is_small: bool,
     pub threads: usize,
+    /// Runs in lockstep.
+    pub runs: usize,
+    /// Most sequences decoded at once by all of them, as a multiple of
+    /// [`Sizes::max_batch_size`](crate::config::Sizes).
+    pub batches: usize,
 }
 
 /// What a pass of an update has to compute first.
@@ -80,7 +85,9 @@ impl Formula<'_> {
             self.config.adapter.kind,
             AdapterKind::TinyLora | AdapterKind::LoraXs
         ) {
-            parts.push(Part::new("A and B of the adapter", self.factors() * F32));
+            // Runs in lockstep may all have their own.
+            let bytes = self.runs * self.factors() * F32;
+            parts.push(Part::new("A and B of the adapter", bytes));
         }
         // The numbers, two moments, and both in the last saved state; the gradient in f32 or f64 and
         // once more in f64 for the update.
@@ -93,7 +100,8 @@ impl Formula<'_> {
             AdapterKind::Full => 2 * F32,
         };
         let what = "trained numbers, gradient and optimizer";
-        parts.push(Part::new(what, numbers + self.trained * copies));
+        let bytes = self.runs * (numbers + self.trained * copies);
+        parts.push(Part::new(what, bytes));
         parts
     }
 
@@ -161,7 +169,7 @@ impl Formula<'_> {
             prompt: self.workload.longest(),
             shared: self.workload.shared,
             completion: grpo.max_completion_length,
-            completions: n * groups,
+            completions: self.runs * n * groups,
             group: n,
         };
         let mut parts = self.decoding(&work, sizes);
@@ -187,7 +195,7 @@ impl Formula<'_> {
             prompt,
             shared,
             completion,
-            completions,
+            completions: self.runs * completions,
             group: self.config.eval.samples_per_problem.max(1),
         };
         Some(Phase {
@@ -197,7 +205,8 @@ impl Formula<'_> {
     }
 
     fn decoding(&self, work: &Decoding, sizes: &Sizes) -> Vec<Part> {
-        let batch = sizes.max_batch_size.min(work.completions).max(1);
+        let batch = self.batches * sizes.max_batch_size;
+        let batch = batch.min(work.completions).max(1);
         let (lanes, batch) = match self.is_small {
             true => {
                 let part = SMALL_PART.min(sizes.max_batch_size).max(work.group);
@@ -266,7 +275,7 @@ impl Formula<'_> {
     }
 
     fn kept(&self, sizes: &Sizes) -> usize {
-        self.wanted_inputs().min(sizes.activation_memory)
+        self.runs * self.wanted_inputs().min(sizes.activation_memory)
     }
 
     /// Rows of the largest piece that is never cut: of a group up to the limit, or one completion.
@@ -311,12 +320,13 @@ impl Formula<'_> {
         let (h, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let (lanes, rows) = match self.is_small && self.config.method == Method::Grpo {
             true => (
-                self.threads.min(self.config.grpo.prompts_per_step),
+                self.threads
+                    .min(self.runs * self.config.grpo.prompts_per_step),
                 self.largest_piece(),
             ),
             false => {
                 let packed = sizes.pass_tokens.max(self.largest_piece());
-                (1, packed.min(self.step_rows()))
+                (1, packed.min(self.runs * self.step_rows()))
             }
         };
         let per_pass = lanes * rows * F32;
