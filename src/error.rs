@@ -9,7 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A failure, grouped by the exit code of the command line contract.
 ///
 /// Messages are lower-case fragments that name the file, key or value and say what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The command line or the configuration is wrong (exit code 2).
     #[error("{0}")]

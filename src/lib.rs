@@ -15,6 +15,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod grpo;
+pub mod lockstep;
 pub mod model;
 pub mod ops;
 pub mod optim;

@@ -137,6 +137,105 @@ fn a_run_is_evaluated_scored_and_asked() {
     hub_cache(&place);
 }
 
+#[test]
+fn several_adapters_are_evaluated_as_each_alone() {
+    let place = Place::with_run();
+    for (name, set) in [
+        ("b", vec!["--set", "adapter.projection_seed=5"]),
+        ("split", vec!["--set", "adapter.sigma=split"]),
+        (
+            "all",
+            vec![
+                "--set",
+                "adapter.type=full",
+                "--set",
+                "optim.learning_rate=0.01",
+            ],
+        ),
+    ] {
+        let train = ["train", "--config", "small.toml", "--run-dir", name];
+        place.succeed(&[&train[..], &set].concat());
+    }
+    let eval = [
+        "eval",
+        "--benchmark",
+        "mini",
+        "--limit",
+        "3",
+        "--max-tokens",
+        "6",
+        "--samples-per-problem",
+        "2",
+        "--json",
+        "--out",
+    ];
+    let with = |more: &[&'static str]| -> Vec<&str> { [&eval[..], more].concat() };
+    let together = place.succeed(&with(&[
+        "out",
+        "--base",
+        "--adapter",
+        "b,split",
+        "--adapter",
+        "all",
+    ]));
+    let together: Value = serde_json::from_str(&together).unwrap();
+    assert_eq!(together.as_array().map(Vec::len), Some(3));
+    let completions = |folder: &str, file: &str| {
+        let text = std::fs::read_to_string(place.path(folder).join(file)).unwrap();
+        let mut lines: Vec<String> = text.lines().skip(1).map(String::from).collect();
+        lines.sort();
+        lines
+    };
+    let mut seen = vec![completions("out", "completions_mini_base.jsonl")];
+    for (i, name) in ["b", "split", "all"].into_iter().enumerate() {
+        let alone = place.succeed(&with(&[name, "--base", "--adapter", name]));
+        let alone: Value = serde_json::from_str(&alone).unwrap();
+        for part in ["results", "configs"] {
+            assert_eq!(together[i][part], alone[part], "{name}");
+        }
+        let compared = |report: &Value| report["tinylora"]["tasks"]["mini"]["comparison"].clone();
+        assert_eq!(compared(&together[i]), compared(&alone), "{name}");
+        let own = completions(&format!("out/{name}"), "completions_mini.jsonl");
+        assert_eq!(own, completions(name, "completions_mini.jsonl"), "{name}");
+        assert!(!seen.contains(&own), "{name} answers as another one");
+        seen.push(own);
+    }
+    let table = place.succeed(&[
+        "eval",
+        "--benchmark",
+        "mini",
+        "--limit",
+        "2",
+        "--adapter",
+        "b,split",
+    ]);
+    assert_eq!(
+        table.matches("exact_match,strict-match").count(),
+        2,
+        "{table}"
+    );
+    for (more, said) in [
+        (
+            vec!["eval", "--benchmark", "mini", "--adapter", "b,b"],
+            "twice",
+        ),
+        (
+            vec![
+                "generate",
+                "--adapter",
+                "b",
+                "--adapter",
+                "split",
+                "--chat",
+                "Hi",
+            ],
+            "takes one adapter",
+        ),
+    ] {
+        place.refuse(&more, 2, said);
+    }
+}
+
 fn score(place: &Place) {
     let rows = [
         r#"{"id": 1, "prompt": "Tom has 7", "completion": " jars."}"#,

@@ -317,3 +317,140 @@ fn a_stopped_sweep_ends_as_if_it_had_not_been() {
         same_run(&run("whole"), &run("stopped"));
     }
 }
+
+/// Runs that differ in everything that runs in lockstep may differ in; one diverges at once.
+const LOCKSTEP: &str = r#"
+base = "small.toml"
+seeds = [1, 2]
+learning_rates = [0.02, 1e38]
+[set]
+train.max_steps = 4
+train.save_total_limit = 0
+[[method]]
+name = "grpo"
+[[size]]
+name = "13"
+adapter = { n_tie = 4 }
+[[size]]
+name = "other"
+adapter = { n_tie = 7, u = 2, projection_seed = 7 }
+learning_rates = [0.02]
+[[size]]
+name = "input"
+adapter = { n_tie = 4, sigma = "input" }
+learning_rates = [0.05]
+[[size]]
+name = "xs"
+adapter = { type = "lora-xs", r = 2 }
+learning_rates = [0.003]
+[[size]]
+name = "lora"
+adapter = { type = "lora", r = 2 }
+learning_rates = [0.001]
+"#;
+
+impl Place {
+    fn sweep(&self, folder: &str, more: &[&str]) -> Output {
+        std::fs::write(self.path("lockstep.toml"), LOCKSTEP).unwrap();
+        let own = ["sweep", "--config", "lockstep.toml", "--sweep-dir", folder];
+        self.run(&[&own[..], more].concat())
+    }
+
+    /// Results and run directories of two sweeps are the same, but for the clock.
+    fn same_sweeps(&self, a: &str, b: &str) {
+        assert_eq!(timeless(self.results(a)), timeless(self.results(b)));
+        let mut diverged = 0;
+        for result in self.results(a) {
+            let run = |sweep: &str| {
+                self.path(sweep)
+                    .join("runs")
+                    .join(result["run"].as_str().unwrap())
+            };
+            match result.get("diverged") {
+                None => {
+                    same_run(&run(a), &run(b));
+                    let last = "checkpoints/step-000004/state.safetensors";
+                    let read = |run: &Path| std::fs::read(run.join(last)).unwrap();
+                    assert!(read(&run(a)) == read(&run(b)));
+                }
+                Some(_) => diverged += 1,
+            }
+        }
+        assert!(diverged > 0, "none diverged");
+    }
+}
+
+#[test]
+fn runs_in_lockstep_end_with_the_bytes_of_runs_alone() {
+    let place = Place::new();
+    let said = |output: Output| {
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        stderr
+    };
+    let alone = said(place.sweep("alone", &["--lockstep", "1"]));
+    assert!(!alone.contains("in lockstep"), "{alone}");
+    assert_eq!(place.results("alone").len(), 12);
+    // On two threads and, where every row of every run shares each pass, on one.
+    let together = said(place.sweep("together", &[]));
+    assert!(
+        together.contains("runs 1 to 8 of 12 in lockstep"),
+        "{together}"
+    );
+    assert!(
+        together.contains("runs 9 to 12 of 12 in lockstep"),
+        "{together}"
+    );
+    place.same_sweeps("alone", "together");
+    let refused = place.sweep("none", &["--lockstep", "0"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
+fn a_stopped_lockstep_goes_on_with_any_number_of_runs() {
+    let place = Place::new();
+    assert!(place.sweep("whole", &["--lockstep", "12"]).status.success());
+    let own = [
+        "sweep",
+        "--config",
+        "lockstep.toml",
+        "--sweep-dir",
+        "stopped",
+    ];
+    let mut child = place
+        .command(&[&own[..], &["--lockstep", "12"]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    let run = place.path("stopped/runs/grpo-13-lr0.02-seed1");
+    while !run.join("checkpoints/step-000001").exists() {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "no step was done"
+        );
+        assert!(child.try_wait().unwrap().is_none(), "ended by itself");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    Command::new("kill").args(["-INT", &id]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(place.results("stopped").len(), 0, "all were under way");
+    let resumed = place.sweep("stopped", &["--resume", "--lockstep", "3"]);
+    let stderr = String::from_utf8_lossy(&resumed.stderr);
+    assert!(resumed.status.success(), "{stderr}");
+    let order = |folder: &str| {
+        let mut results = timeless(place.results(folder));
+        results.sort_by_key(|r| r["run"].to_string());
+        std::fs::write(
+            place.path(folder).join("results.jsonl"),
+            results.iter().map(|r| format!("{r}\n")).collect::<String>(),
+        )
+        .unwrap();
+    };
+    // With other groups runs end in another order.
+    order("whole");
+    order("stopped");
+    place.same_sweeps("whole", "stopped");
+}

@@ -5,10 +5,11 @@ use candle_core::{DType, Device};
 
 use super::*;
 use crate::model::{
-    Arch, Batch, Coefficients, Dtype, Keep, ModelConfig, Placement, RopeConfig, RopeScaling,
-    Weights, expected_tensors, random_weights,
+    Arch, Batch, Coefficients, Dtype, GradientPass, Keep, ModelConfig, Placement, RopeConfig,
+    RopeScaling, ScorePass, Weights, expected_tensors, random_weights,
 };
 use crate::ops::Backend;
+use crate::ops::head::Scores;
 use crate::ops::random::Stream;
 
 pub(super) fn decoder(tied: bool, placement: Placement) -> Decoder {
@@ -222,6 +223,156 @@ fn the_cpu_path_agrees_and_has_the_same_bits_for_any_number_of_threads() {
         };
         let norm = distance(&expected, &vec![0.0; expected.len()]);
         assert!(distance(&got, &expected) < 1e-4 * norm, "{kind:?}");
+    }
+}
+
+/// A batch of each run, with its adapter and temperature.
+fn shares() -> Vec<(Option<AdapterSpec>, f64, Batch)> {
+    let tinylora = spec(AdapterKind::TinyLora);
+    let small = |sigma, r, target_modules: Option<Vec<ModuleKind>>| {
+        let defaults = AdapterSpec::default().target_modules;
+        Some(AdapterSpec {
+            sigma,
+            r,
+            target_modules: target_modules.unwrap_or(defaults),
+            ..tinylora.clone()
+        })
+    };
+    let some = vec![ModuleKind::Q, ModuleKind::Down];
+    let mut one = Batch::default();
+    one.push_sequence(&[2, 3, 4], &[5, 6]).unwrap();
+    vec![
+        (Some(tinylora.clone()), 1.0, batch()),
+        (
+            Some(AdapterSpec {
+                projection_seed: 5,
+                n_tie: 1,
+                ..tinylora.clone()
+            }),
+            1.0,
+            one.clone(),
+        ),
+        (small(Sigma::Split, 2, None), 0.8, batch()),
+        (small(Sigma::Output, 1, Some(some)), 1.0, one.clone()),
+        (Some(spec(AdapterKind::LoraXs)), 1.0, one.clone()),
+        (Some(spec(AdapterKind::Lora)), 1.0, batch()),
+        (None, 0.8, one),
+        (Some(tinylora), 1.0, batch()),
+    ]
+}
+
+#[test]
+fn rows_of_several_adapters_have_the_bits_of_each_alone() {
+    for placement in [Placement::cpu(DType::F32), exact()] {
+        let is_cpu = placement.backend == Backend::Cpu;
+        let decoder = decoder(true, placement);
+        let mut runs: Vec<(Option<Adapter>, f64, Batch)> = Vec::new();
+        for (number, (spec, temperature, batch)) in shares().into_iter().enumerate() {
+            let own = spec.map(|spec| {
+                let mut own = adapter(&spec, &decoder);
+                disturb(&mut own);
+                let moved: Vec<f32> = own
+                    .parameters()
+                    .iter()
+                    .map(|x| x + number as f32 / 64.0)
+                    .collect();
+                own.set_parameters(&moved).unwrap();
+                for other in runs.iter().filter_map(|(other, ..)| other.as_ref()) {
+                    own.share_factors(other).unwrap();
+                }
+                own
+            });
+            runs.push((own, temperature, batch));
+        }
+        let of = |i: usize| runs[i].0.as_ref().unwrap();
+        assert!(of(1).shares_factors(of(0)) && of(4).shares_factors(of(0)));
+        assert!(!of(2).shares_factors(of(0)) && !of(5).shares_factors(of(0)));
+        let same = |together: &[f64], alone: &[f64], what: &str| {
+            assert_eq!(together.len(), alone.len());
+            for (t, a) in together.iter().zip(alone) {
+                // Only the CPU path promises the same bits.
+                let close = (t - a).abs() <= 1e-12 * a.abs().max(1.0);
+                assert!(if is_cpu { t == a } else { close }, "{what}: {t} {a}");
+            }
+        };
+
+        let passes: Vec<ScorePass<'_>> = runs
+            .iter()
+            .map(|(adapter, temperature, batch)| ScorePass {
+                adapter: adapter.as_ref(),
+                batch,
+                temperature: *temperature,
+            })
+            .collect();
+        let together = decoder.score_together(&passes).unwrap();
+        for (pass, together) in passes.iter().zip(together) {
+            let alone = decoder
+                .score(pass.adapter, pass.batch, pass.temperature)
+                .unwrap();
+            same(&together.logprobs, &alone.logprobs, "scores");
+            same(&together.entropies, &alone.entropies, "entropies");
+        }
+
+        for keep in [Keep::Inputs, Keep::Activations] {
+            let trained: Vec<_> = runs
+                .iter()
+                .filter_map(|(adapter, t, batch)| Some((adapter.as_ref()?, *t, batch)))
+                .collect();
+            let mut sums: Vec<Gradients> = trained.iter().map(|(a, ..)| a.gradients()).collect();
+            let mut losses: Vec<_> = trained
+                .iter()
+                .map(|_| |scores: &Scores| Ok(scores.logprobs.iter().map(|l| 0.1 * l).collect()))
+                .collect();
+            let passes = trained.iter().zip(&mut sums).zip(&mut losses).enumerate();
+            let passes =
+                passes.map(
+                    |(i, ((&(adapter, temperature, batch), sum), loss))| GradientPass {
+                        adapter,
+                        batch,
+                        temperature,
+                        inputs: keep.into(),
+                        coefficients: match i % 2 {
+                            0 => Coefficients::Known(coefficients(batch)),
+                            _ => Coefficients::OfScores(loss),
+                        },
+                        gradients: sum,
+                    },
+                );
+            decoder.accumulate_together(passes.collect()).unwrap();
+            for (i, ((adapter, temperature, batch), together)) in
+                trained.iter().zip(&sums).enumerate()
+            {
+                let mut alone = adapter.gradients();
+                let mut loss = |s: &Scores| Ok(s.logprobs.iter().map(|l| 0.1 * l).collect());
+                let own = match i % 2 {
+                    0 => Coefficients::Known(coefficients(batch)),
+                    _ => Coefficients::OfScores(&mut loss),
+                };
+                decoder
+                    .accumulate_gradients(
+                        adapter,
+                        batch,
+                        *temperature,
+                        keep.into(),
+                        own,
+                        &mut alone,
+                    )
+                    .unwrap();
+                assert!(alone.sum().iter().any(|g| *g != 0.0));
+                same(&together.sum(), &alone.sum(), &format!("gradient {i}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn trained_weights_share_no_pass() {
+    let decoder = decoder(true, Placement::cpu(DType::F32));
+    let full = adapter(&spec(AdapterKind::Full), &decoder);
+    let other = adapter(&spec(AdapterKind::TinyLora), &decoder);
+    assert!(AdapterSet::new(vec![Some(&full)]).is_ok());
+    for other in [None, Some(&other), Some(&full)] {
+        assert!(AdapterSet::new(vec![other, Some(&full)]).is_err());
     }
 }
 

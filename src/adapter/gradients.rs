@@ -154,6 +154,11 @@ impl Gradients {
         }
     }
 
+    /// What was accumulated so far, to be accumulated to somewhere else; what stays is of no use.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::total(0))
+    }
+
     /// Forgets everything accumulated so far.
     pub fn clear(&mut self) {
         match &mut self.sums {

@@ -1,22 +1,18 @@
 //! `tinylora eval`: benchmark scores with standard errors.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
 
-use super::open::{ModelArgs, Opened};
-use crate::adapter::Adapter;
+use super::eval_subjects::{Questioner, Subject, folder_names};
+use super::open::{ModelArgs, OpenedSeveral};
 use crate::cli::GlobalArgs;
-use crate::config::{FieldMapping, OnBadRow};
+use crate::config::{Config, FieldMapping, OnBadRow};
 use crate::data::prompts::Template;
-use crate::eval::{
-    CompletionLog, EvalOptions, EvalResult, EvalSet, RunReport, SetOptions, TaskReport,
-    configuration, evaluate, table,
-};
+use crate::eval::{EvalOptions, EvalSet, RunReport, SetOptions, TaskReport, table};
 use crate::reward::Grader;
-use crate::rollout::NativeEngine;
 use crate::run::progress::Progress;
 use crate::run::{clock, fs, signals};
 use crate::{Error, Result};
@@ -96,8 +92,8 @@ pub struct EvalArgs {
 pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
     let (started, clock) = (clock::now(), Instant::now());
     args.check()?;
-    let opened = args.model.open(global)?;
-    if args.base && opened.adapter.is_none() {
+    let opened = args.model.open_several(global)?;
+    if args.base && opened.adapters.is_empty() {
         return Err(Error::config("--base needs an --adapter to compare with"));
     }
     let options = args.options(&opened, global);
@@ -106,48 +102,53 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<
         // A task that cannot be run is refused before an hour of others.
         options.sampling(set)?;
     }
-    if let Some(folder) = &args.out {
+    let subjects = args.subjects(&opened);
+    for folder in subjects.iter().filter_map(|s| s.folder.as_deref()) {
         fs::create_dir_all(folder)?;
     }
-    let mut runner = Runner {
-        opened: &opened,
+    let questioner = Questioner {
+        model: &opened.model,
         options: &options,
-        folder: args.out.as_deref(),
         progress: Progress::new(global.quiet),
         batch_size: args.batch_size,
     };
     signals::install()?;
-    let mut tasks = Vec::new();
+    // Of every subject but the model without an adapter, which stands beside them.
+    let mut tasks: Vec<Vec<TaskReport>> = Vec::new();
+    tasks.resize_with(opened.adapters.len().max(1), Vec::new);
     for set in sets {
-        let base = match args.base {
-            true => Some(runner.run(&set, None)?),
-            false => None,
-        };
-        let result = runner.run(&set, opened.adapter.as_ref())?;
-        tasks.push(TaskReport { set, result, base });
+        let mut results = questioner.ask(&subjects, &set)?.into_iter();
+        let base = if args.base { results.next() } else { None };
+        for (tasks, result) in tasks.iter_mut().zip(results) {
+            let (set, base) = (set.clone(), base.clone());
+            tasks.push(TaskReport { set, result, base });
+        }
     }
-    let report = RunReport {
-        model: opened.model.name.clone(),
-        adapter: opened.adapter_name.clone(),
-        dtype: global.dtype.unwrap_or_default().name().to_string(),
-        device: global.device.unwrap_or_default().to_string(),
-        seed: options.seed,
-        limit: args.limit,
-        started,
-        seconds: clock.elapsed().as_secs_f64(),
-        tasks,
-    };
-    if let Some(folder) = &args.out {
-        let path = report.write(folder)?;
-        runner
+    let seconds = clock.elapsed().as_secs_f64();
+    let names = opened.adapters.iter().map(|(name, _)| Some(name.clone()));
+    let names = names.chain(opened.adapters.is_empty().then_some(None));
+    let reports: Vec<RunReport> = names
+        .zip(tasks)
+        .map(|(adapter, tasks)| RunReport {
+            model: opened.model.name.clone(),
+            adapter,
+            dtype: global.dtype.unwrap_or_default().name().to_string(),
+            device: global.device.unwrap_or_default().to_string(),
+            seed: options.seed,
+            limit: args.limit,
+            started,
+            seconds,
+            tasks,
+        })
+        .collect();
+    let with_folders = reports.iter().zip(args.folders(&opened));
+    for (report, folder) in with_folders {
+        let path = report.write(&folder)?;
+        questioner
             .progress
             .line(&format!("results in {}", path.display()));
     }
-    let text = if args.json {
-        format!("{:#}\n", report.to_json())
-    } else {
-        table(&report)
-    };
+    let text = args.text(&reports);
     out.write_all(text.as_bytes())
         .map_err(|e| Error::data(format!("stdout: {e}")))
 }
@@ -184,7 +185,83 @@ impl EvalArgs {
         Ok(())
     }
 
-    fn options(&self, opened: &Opened, global: &GlobalArgs) -> EvalOptions {
+    /// Folders of the adapters' results under `--out`: that one itself where there is one adapter at most;
+    /// none without `--out`.
+    fn folders(&self, opened: &OpenedSeveral) -> Vec<PathBuf> {
+        let names: Vec<String> = opened
+            .adapters
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        match (&self.out, &names[..]) {
+            (None, _) => Vec::new(),
+            (Some(out), [] | [_]) => vec![out.clone()],
+            (Some(out), several) => folder_names(several)
+                .into_iter()
+                .map(|name| out.join(name))
+                .collect(),
+        }
+    }
+
+    /// The model without an adapter first, where that is asked for, then each adapter.
+    fn subjects<'a>(&self, opened: &'a OpenedSeveral) -> Vec<Subject<'a>> {
+        let base = Subject {
+            adapter: None,
+            suffix: "",
+            label: String::new(),
+            folder: self.out.clone(),
+        };
+        if opened.adapters.is_empty() {
+            return vec![base];
+        }
+        let several = opened.adapters.len() > 1;
+        let mut folders = self.folders(opened).into_iter();
+        let names: Vec<String> = opened
+            .adapters
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let adapted = opened.adapters.iter().zip(folder_names(&names));
+        let adapted = adapted.map(|((_, adapter), name)| Subject {
+            adapter: Some(adapter),
+            suffix: "",
+            label: match several {
+                true => format!(" {name}"),
+                false => String::new(),
+            },
+            folder: folders.next(),
+        });
+        let base = self.base.then_some(Subject {
+            suffix: "_base",
+            label: " base".to_owned(),
+            ..base
+        });
+        base.into_iter().chain(adapted).collect()
+    }
+
+    /// What goes to stdout.
+    fn text(&self, reports: &[RunReport]) -> String {
+        let several = reports.len() > 1;
+        if self.json {
+            let mut values = reports.iter().map(RunReport::to_json);
+            return match (several, values.next()) {
+                (false, Some(only)) => format!("{only:#}\n"),
+                (_, first) => {
+                    let all: Vec<_> = first.into_iter().chain(values).collect();
+                    format!("{:#}\n", serde_json::Value::from(all))
+                }
+            };
+        }
+        let tables = reports
+            .iter()
+            .map(|report| match (several, &report.adapter) {
+                (true, Some(name)) => format!("{name}\n{}", table(report)),
+                _ => table(report),
+            });
+        tables.collect::<Vec<_>>().join("\n")
+    }
+
+    fn options(&self, opened: &OpenedSeveral, global: &GlobalArgs) -> EvalOptions {
         let model = &opened.model;
         let several = self.samples_per_problem > 1;
         EvalOptions {
@@ -200,11 +277,24 @@ impl EvalArgs {
         }
     }
 
-    fn sets(&self, opened: &Opened, quiet: bool) -> Result<Vec<EvalSet>> {
-        let trained_on = opened.config.as_ref().map(|config| &config.data);
+    fn sets(&self, opened: &OpenedSeveral, quiet: bool) -> Result<Vec<EvalSet>> {
+        let config = opened.configs.first();
+        let trained_on = config.map(|config| &config.data);
         let given = self.few_shot.map(Template::FewShot).or(self.prompt.clone());
         let mut stop = self.stop.clone();
-        let template = match (given, &opened.config) {
+        let asked = |config: &Config| (config.data.prompt.clone(), config.grpo.stop.clone());
+        if given.is_none()
+            && opened
+                .configs
+                .windows(2)
+                .any(|w| asked(&w[0]) != asked(&w[1]))
+        {
+            return Err(Error::config(
+                "these adapters were trained with different prompts: give --prompt or --few-shot, so \
+                 that all are asked the same",
+            ));
+        }
+        let template = match (given, config) {
             // An adapter is asked the way it was trained.
             (None, Some(run)) if run.data.prompt != "auto" => {
                 if stop.is_empty() {
@@ -255,58 +345,5 @@ impl EvalArgs {
             sets.push(set);
         }
         Ok(sets)
-    }
-}
-
-/// Runs tasks with one engine's settings.
-struct Runner<'a> {
-    opened: &'a Opened,
-    options: &'a EvalOptions,
-    folder: Option<&'a Path>,
-    progress: Progress,
-    batch_size: usize,
-}
-
-impl Runner<'_> {
-    fn run(&mut self, set: &EvalSet, adapter: Option<&Adapter>) -> Result<EvalResult> {
-        let model = &self.opened.model;
-        let as_base = adapter.is_none() && self.opened.adapter.is_some();
-        let which = if as_base { "_base" } else { "" };
-        let mut log = match self.folder {
-            Some(folder) => {
-                let path = folder.join(format!("completions_{}{which}.jsonl", set.name));
-                let configuration = configuration(set, self.options, &model.hash, adapter)?;
-                Some(CompletionLog::open(&path, &configuration)?)
-            }
-            None => None,
-        };
-        if let Some(found) = log.as_ref().map(CompletionLog::len).filter(|n| *n > 0) {
-            let line = format!("{}{which}: {found} completions are there already", set.name);
-            self.progress.line(&line);
-        }
-        let total = set.problems.len() * self.options.samples_per_problem;
-        let label = format!("{}{}", set.name, which.replace('_', " "));
-        let bar = self.progress.bar(&label, total as u64);
-        let mut engine = NativeEngine::new(&model.decoder, &model.tokenizer, self.batch_size);
-        let result = evaluate(
-            &mut engine,
-            adapter,
-            set,
-            self.options,
-            log.as_mut(),
-            &mut |state| {
-                let rate = state.tokens as f64 / state.seconds.max(1e-9);
-                bar.set_message(format!("score {:.3} · {rate:.0} tok/s", state.score));
-                bar.set_position(state.done as u64);
-            },
-        );
-        bar.finish();
-        result.map_err(|error| match (error, self.folder) {
-            (Error::Interrupted(_), Some(folder)) => Error::Interrupted(format!(
-                "interrupted; the same command goes on from the completions in {}",
-                folder.display()
-            )),
-            (error, _) => error,
-        })
     }
 }

@@ -92,8 +92,8 @@ impl Format {
 /// The adapter's own file. One that is such a file already needs no model: what was read and found
 /// whole is written again.
 fn write_own(args: &ExportArgs, global: &GlobalArgs, progress: Progress) -> Result<()> {
-    let name = match &args.model.adapter {
-        Some(file) if !Path::new(file).is_dir() => file.clone(),
+    let name = match args.model.only_adapter()? {
+        Some(file) if !Path::new(file).is_dir() => file.to_owned(),
         _ => args.model.names(progress)?.adapter.ok_or_else(no_adapter)?,
     };
     let bytes = if AdapterSource::is_text(&name) || Path::new(&name).is_dir() {

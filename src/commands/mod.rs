@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod doctor;
 pub mod eval;
+mod eval_subjects;
 pub mod export;
 pub mod generate;
 pub mod grade;

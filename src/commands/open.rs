@@ -18,9 +18,10 @@ pub struct ModelArgs {
     /// Hugging Face directory, .gguf file or hub id [default: the model of --run]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
-    /// Adapter: a safetensors file, its one-line text form, a run directory or a PEFT directory
+    /// Adapter: a safetensors file, its one-line text form, a run directory or a PEFT directory (eval:
+    /// repeatable, or several with commas between)
     #[arg(long, value_name = "ADAPTER")]
-    pub adapter: Option<String>,
+    pub adapter: Vec<String>,
     /// Run whose model and last adapter are taken [default without --model: the newest]
     #[arg(long, value_name = "RUN", conflicts_with_all = ["model", "adapter"])]
     pub run: Option<PathBuf>,
@@ -33,6 +34,15 @@ pub struct Names {
     pub adapter: Option<String>,
     /// Of the run that the adapter belongs to.
     pub config: Option<Config>,
+}
+
+/// A model and the adapters on it that were named.
+pub struct OpenedSeveral {
+    pub model: Model,
+    /// Each as the user named it.
+    pub adapters: Vec<(String, Adapter)>,
+    /// Of the runs that the adapters belong to.
+    pub configs: Vec<Config>,
 }
 
 /// A model, and an adapter on it if one was named.
@@ -51,16 +61,33 @@ impl ModelArgs {
     /// # Errors
     /// No such run, or none at all.
     pub fn names(&self, progress: Progress) -> Result<Names> {
-        let run_of_adapter = self
-            .adapter
-            .as_deref()
+        self.names_with(self.only_adapter()?, progress)
+    }
+
+    /// The adapter of a command that takes one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where several are given.
+    pub fn only_adapter(&self) -> Result<Option<&str>> {
+        match &self.adapter[..] {
+            [] => Ok(None),
+            [only] => Ok(Some(only)),
+            several => Err(Error::config(format!(
+                "--adapter is given {} times: this command takes one adapter",
+                several.len()
+            ))),
+        }
+    }
+
+    fn names_with(&self, adapter: Option<&str>, progress: Progress) -> Result<Names> {
+        let run_of_adapter = adapter
             .map(Path::new)
             .filter(|path| path.is_dir())
             .and_then(|path| directory::find(path).ok());
         if let Some(model) = &self.model {
             let (adapter, config) = match run_of_adapter {
                 Some(run) => (Some(adapter_of(&run)?), Some(directory::config_of(&run)?)),
-                None => (self.adapter.clone(), None),
+                None => (adapter.map(str::to_owned), None),
             };
             return Ok(Names {
                 model: model.clone(),
@@ -79,8 +106,8 @@ impl ModelArgs {
         };
         let config = directory::config_of(&run)?;
         // An adapter that is no run of its own goes onto the newest run's model.
-        let adapter = match (&self.adapter, run_of_adapter) {
-            (Some(adapter), None) => adapter.clone(),
+        let adapter = match (adapter, run_of_adapter) {
+            (Some(adapter), None) => adapter.to_owned(),
             _ => adapter_of(&run)?,
         };
         Ok(Names {
@@ -109,6 +136,89 @@ impl ModelArgs {
             config: names.config,
         })
     }
+}
+
+impl ModelArgs {
+    /// Loads the model and every adapter that is named. Adapters with equal A and B hold them in common.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; adapters of runs on different models; the same adapter twice.
+    pub fn open_several(&self, global: &GlobalArgs) -> Result<OpenedSeveral> {
+        let given = separate(&self.adapter);
+        if given.len() < 2 {
+            let only = Self {
+                adapter: given,
+                ..self.clone()
+            };
+            let opened = only.open(global)?;
+            return Ok(OpenedSeveral {
+                model: opened.model,
+                adapters: opened
+                    .adapter_name
+                    .into_iter()
+                    .zip(opened.adapter)
+                    .collect(),
+                configs: opened.config.into_iter().collect(),
+            });
+        }
+        let progress = Progress::new(global.quiet);
+        let names = given
+            .iter()
+            .map(|adapter| self.names_with(Some(adapter), progress))
+            .collect::<Result<Vec<_>>>()?;
+        check_several(&names)?;
+        let sources = names
+            .iter()
+            .filter_map(|name| Some((name.adapter.as_deref()?, name)))
+            .map(|(name, _)| Ok((name, AdapterSource::open(name)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let section = names[0].config.as_ref();
+        let section = section.map(|c| (&c.model, c.train.seed));
+        let model = load_model(&names[0].model, section, global)?;
+        let mut adapters: Vec<(String, Adapter)> = Vec::with_capacity(sources.len());
+        for (name, source) in sources {
+            let mut adapter = put_on(&source, &model, progress)?;
+            for (_, other) in &adapters {
+                adapter.share_factors(other)?;
+            }
+            adapters.push((name.to_owned(), adapter));
+        }
+        let configs = names.into_iter().filter_map(|name| name.config).collect();
+        Ok(OpenedSeveral {
+            model,
+            adapters,
+            configs,
+        })
+    }
+}
+
+/// The adapters of `--adapter A,B --adapter C`. A comma in the name of a file that is there separates
+/// nothing.
+fn separate(given: &[String]) -> Vec<String> {
+    let parts = |name: &String| match Path::new(name).exists() {
+        true => vec![name.clone()],
+        false => name.split(',').map(|part| part.trim().to_owned()).collect(),
+    };
+    let parts = given.iter().flat_map(parts);
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
+/// Adapters that are compared are different, and on one model.
+fn check_several(names: &[Names]) -> Result<()> {
+    for (i, name) in names.iter().enumerate() {
+        let shown = name.adapter.as_deref().unwrap_or_default();
+        if names[..i].iter().any(|other| other.adapter == name.adapter) {
+            return Err(Error::config(format!("--adapter names {shown} twice")));
+        }
+        if name.model != names[0].model {
+            return Err(Error::config(format!(
+                "--adapter {shown} belongs to the model {}, the first one to {}: several adapters are \
+                 evaluated on one model (--model)",
+                name.model, names[0].model
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn adapter_of(run: &Path) -> Result<String> {

@@ -12,7 +12,7 @@ use crate::config::{Config, Method, Source};
 use crate::model::Checkpoint as Pretrained;
 use crate::run::directory::{self, RunDirectory};
 use crate::run::job::{self, Job, Outcome, Place};
-use crate::run::plan::{self, Plan, WeightBytes};
+use crate::run::plan::{self, Plan, Room, Setting, WeightBytes};
 use crate::run::progress::Progress;
 use crate::run::training::Evaluation;
 use crate::run::{memory, plot};
@@ -66,7 +66,14 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let config = &job.config;
     let (raw, shape) = (&pretrained.weights, &pretrained.config);
     let weights = WeightBytes::of_checkpoint(raw, shape, &config.model)?;
-    let plan = job.plan(&pretrained.config, weights, device.is_cpu())?;
+    let on_cpu = device.is_cpu();
+    let plan = job.plan(&Setting {
+        model: &pretrained.config,
+        weights,
+        on_cpu,
+        room: Room::now(config.model.memory_gb, on_cpu, 0),
+        runs: 1,
+    })?;
     if args.dry_run {
         let text = plan_text(&job, &pretrained, &plan)?;
         return print(out, &text);
@@ -88,6 +95,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         shared: None,
         sizes: plan.sizes,
         progress,
+        together: None,
     };
     let outcome = job.train(&model, &place).map_err(|error| match error {
         Error::Interrupted(what) => Error::Interrupted(format!(

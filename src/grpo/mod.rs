@@ -18,4 +18,4 @@ mod fixture;
 #[cfg(test)]
 mod natural_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

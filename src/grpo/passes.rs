@@ -1,15 +1,12 @@
 //! The forward and backward passes of an update: one after the other, or of a small model side by
 //! side.
 
-use rayon::prelude::*;
-
 use super::loss::on_policy_coefficient;
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::Result;
 use crate::adapter::Gradients;
-use crate::model::{Batch, BatchInputs, BlockInputs, Coefficients, Keep};
-use crate::ops::cpu;
+use crate::model::{ApartPass, Batch, BatchInputs, BlockInputs, Coefficients, GradientPass, Keep};
 use crate::ops::head::Scores;
 use crate::run::signals;
 
@@ -60,47 +57,29 @@ impl GrpoTrainer<'_> {
         policy: &Policy,
         sums: &mut Sums,
     ) -> Result<Option<Gradients>> {
-        struct Job {
-            batch: Batch,
-            inputs: BlockInputs,
-            coefficients: Vec<f64>,
-        }
-        let mut jobs = Vec::with_capacity(passes.len());
+        let mut apart = Vec::with_capacity(passes.len());
         for items in passes {
             let Some(coefficients) = self.known_coefficients(items, policy) else {
                 return Ok(None);
             };
             let batch = self.pack(rollouts, items)?;
             let inputs = self.inputs_of(rollouts, items, policy, &batch);
-            jobs.push(Job {
+            apart.push(ApartPass {
                 batch,
+                temperature: self.config.temperature,
                 inputs,
                 coefficients,
+                per_sequence: false,
             });
         }
-        let (decoder, adapter) = (self.decoder, self.learner.adapter());
-        let temperature = self.config.temperature;
-        let run = |job: Job| -> Result<(Batch, Scores, Gradients)> {
-            signals::check()?;
-            let mut gradients = adapter.gradients();
-            let known = Coefficients::Known(job.coefficients);
-            let scores = decoder.accumulate_gradients(
-                adapter,
-                &job.batch,
-                temperature,
-                job.inputs,
-                known,
-                &mut gradients,
-            )?;
-            Ok((job.batch, scores, gradients))
-        };
-        let done = side_by_side(jobs, run);
+        let adapter = self.learner.adapter();
+        let done = self.passes.accumulate_apart(adapter, apart)?;
         let mut gradients = adapter.gradients();
         for (items, pass) in passes.iter().zip(done) {
-            let (batch, scores, own) = pass?;
-            gradients.merge(&own)?;
-            sums.add(&self.loss, policy, items, &batch, &scores.logprobs);
-            sums.add_entropies(&scores);
+            gradients.merge(&pass.gradients)?;
+            let logprobs = &pass.scores.logprobs;
+            sums.add(&self.loss, policy, items, &pass.batch, logprobs);
+            sums.add_entropies(&pass.scores);
         }
         Ok(Some(gradients))
     }
@@ -120,17 +99,17 @@ impl GrpoTrainer<'_> {
         let is_known = known.is_some();
         let mut add =
             |scores: &Scores| Ok(sums.add(&self.loss, policy, items, &batch, &scores.logprobs));
-        let scores = self.decoder.accumulate_gradients(
-            self.learner.adapter(),
-            &batch,
-            self.config.temperature,
+        let scores = self.passes.accumulate(GradientPass {
+            adapter: self.learner.adapter(),
+            batch: &batch,
+            temperature: self.config.temperature,
             inputs,
-            match known {
+            coefficients: match known {
                 Some(known) => Coefficients::Known(known),
                 None => Coefficients::OfScores(&mut add),
             },
             gradients,
-        )?;
+        })?;
         if is_known {
             add(&scores)?;
         }
@@ -184,10 +163,4 @@ impl GrpoTrainer<'_> {
         }
         Some(all)
     }
-}
-
-/// Runs jobs on all threads, each on one of them; their results in order.
-pub(super) fn side_by_side<J: Send, R: Send>(jobs: Vec<J>, run: impl Fn(J) -> R + Sync) -> Vec<R> {
-    let each = jobs.into_par_iter().with_max_len(1);
-    each.map(|job| cpu::alone(|| run(job))).collect()
 }

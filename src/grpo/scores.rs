@@ -1,20 +1,11 @@
 //! What the natural gradient knows of completions: each one's own gradient, and how far a step moves
 //! each one's probability.
 
-use super::passes::side_by_side;
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::Result;
-use crate::model::{Batch, BlockInputs, Coefficients, pack};
-use crate::ops::head::Scores;
+use crate::model::{ApartPass, ApartScores, Coefficients, GradientPass, ScorePass, pack};
 use crate::run::signals;
-
-/// A forward and backward pass over some of the completions.
-struct Pass<'a> {
-    items: &'a [Item],
-    batch: Batch,
-    inputs: BlockInputs,
-}
 
 impl GrpoTrainer<'_> {
     /// ∇_v log π of every completion at the policy that sampled, `[completions, parameters]`; its
@@ -31,61 +22,68 @@ impl GrpoTrainer<'_> {
             correction: None,
         };
         let passes = self.score_passes(rollouts, items, &policy)?;
-        let (number, mut logprobs) = (passes.len(), Vec::with_capacity(items.len()));
-        let (decoder, adapter) = (self.decoder, self.learner.adapter());
-        let temperature = self.config.temperature;
-        let run = |pass: Pass<'_>| -> Result<(Batch, Scores, Vec<f64>)> {
-            signals::check()?;
-            let mut gradients = adapter.gradients_per_sequence(pass.items.len())?;
-            let scores = decoder.accumulate_gradients(
-                adapter,
-                &pass.batch,
-                temperature,
-                pass.inputs,
-                Coefficients::Known(vec![1.0; pass.batch.targets.len()]),
-                &mut gradients,
-            )?;
-            let rows = gradients.rows().unwrap_or_default().to_vec();
-            Ok((pass.batch, scores, rows))
-        };
-        let mut take = |items: &[Item], (batch, scores, rows): (Batch, Scores, Vec<f64>)| {
+        let cut: Vec<usize> = passes.iter().map(|pass| pass.batch.lengths.len()).collect();
+        let done = self.run_score_passes(passes, on_part)?;
+        let (mut rows, mut first) = (Vec::new(), 0);
+        for (pass, number) in done.iter().zip(cut) {
+            let items = &mut items[first..first + number];
+            first += number;
+            let (batch, scores) = (&pass.batch, &pass.scores);
             let own: Vec<&Item> = items.iter().collect();
-            sums.add(&self.loss, &policy, &own, &batch, &scores.logprobs);
-            sums.add_entropies(&scores);
-            logprobs.extend(batch.by_completion(&scores.logprobs).map(<[f64]>::to_vec));
-            rows
-        };
-        let mut all = Vec::new();
-        let own: Vec<&[Item]> = passes.iter().map(|pass| pass.items).collect();
+            sums.add(&self.loss, &policy, &own, batch, &scores.logprobs);
+            sums.add_entropies(scores);
+            rows.extend_from_slice(pass.gradients.rows().unwrap_or_default());
+            for (item, logprobs) in items.iter_mut().zip(batch.by_completion(&scores.logprobs)) {
+                item.old = Some(logprobs.to_vec());
+            }
+        }
+        Ok(rows)
+    }
+
+    /// One after the other, or of a small model side by side.
+    fn run_score_passes(
+        &self,
+        passes: Vec<ApartPass>,
+        on_part: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<ApartScores>> {
+        let adapter = self.learner.adapter();
         if self.decoder.is_small() {
-            for (items, done) in own.into_iter().zip(side_by_side(passes, run)) {
-                all.extend(take(items, done?));
-            }
-        } else {
-            for (done, (items, pass)) in own.into_iter().zip(passes).enumerate() {
-                all.extend(take(items, run(pass)?));
-                on_part(done + 1, number);
-            }
+            return self.passes.accumulate_apart(adapter, passes);
         }
-        for (item, logprobs) in items.iter_mut().zip(logprobs) {
-            item.old = Some(logprobs);
-        }
-        Ok(all)
+        let number = passes.len();
+        let run = |(done, pass): (usize, ApartPass)| {
+            signals::check()?;
+            let mut gradients = adapter.gradients_per_sequence(pass.batch.lengths.len())?;
+            let scores = self.passes.accumulate(GradientPass {
+                adapter,
+                batch: &pass.batch,
+                temperature: pass.temperature,
+                inputs: pass.inputs,
+                coefficients: Coefficients::Known(pass.coefficients),
+                gradients: &mut gradients,
+            })?;
+            on_part(done + 1, number + 1);
+            Ok(ApartScores {
+                batch: pass.batch,
+                scores,
+                gradients,
+            })
+        };
+        passes.into_iter().enumerate().map(run).collect()
     }
 
     /// Cut so that no pass has more rows on its way back, where a prompt is copied for each of its
     /// completions, than [`Sizes::pass_tokens`](crate::config::Sizes); of a small model by groups.
-    fn score_passes<'i>(
+    fn score_passes(
         &self,
         rollouts: &Rollouts,
-        items: &'i [Item],
+        items: &[Item],
         policy: &Policy,
-    ) -> Result<Vec<Pass<'i>>> {
+    ) -> Result<Vec<ApartPass>> {
         let rows = |item: &Item| self.prompt(rollouts, item.group).len() + item.sampled.len() - 1;
         let sizes: Vec<usize> = items.iter().map(rows).collect();
-        let runs = pack(&sizes, self.sampler.sizes.pass_tokens);
         let mut passes = Vec::new();
-        for run in runs {
+        for run in pack(&sizes, self.sampler.sizes.pass_tokens) {
             let items = &items[run];
             let pieces: Vec<&[Item]> = match self.decoder.is_small() {
                 true => items.chunk_by(|a, b| a.group == b.group).collect(),
@@ -94,11 +92,12 @@ impl GrpoTrainer<'_> {
             for items in pieces {
                 let own: Vec<&Item> = items.iter().collect();
                 let batch = self.pack(rollouts, &own)?;
-                let inputs = self.inputs_of(rollouts, &own, policy, &batch);
-                passes.push(Pass {
-                    items,
+                passes.push(ApartPass {
+                    temperature: self.config.temperature,
+                    inputs: self.inputs_of(rollouts, &own, policy, &batch),
+                    coefficients: vec![1.0; batch.targets.len()],
+                    per_sequence: true,
                     batch,
-                    inputs,
                 });
             }
         }
@@ -111,35 +110,19 @@ impl GrpoTrainer<'_> {
         rollouts: &Rollouts,
         items: &[Item],
     ) -> Result<Vec<Vec<f64>>> {
-        let micro_batches = self.micro_batches(rollouts, items, |_| true);
-        let passes: Vec<Vec<usize>> = match self.decoder.is_small() {
-            true => {
-                let same = |a: &usize, b: &usize| items[*a].group == items[*b].group;
-                let pieces = micro_batches.iter().flat_map(|own| own.chunk_by(same));
-                pieces.map(<[usize]>::to_vec).collect()
-            }
-            false => micro_batches,
-        };
-        let batches: Vec<Batch> = passes
-            .iter()
-            .map(|own| {
-                let own: Vec<&Item> = own.iter().map(|&i| &items[i]).collect();
-                self.pack(rollouts, &own)
-            })
-            .collect::<Result<_>>()?;
-        let (decoder, adapter) = (self.decoder, self.learner.adapter());
-        let temperature = self.config.temperature;
-        let run = |batch: Batch| -> Result<Vec<Vec<f64>>> {
+        let mut all = Vec::with_capacity(items.len());
+        for micro_batch in self.micro_batches(rollouts, items, |_| true) {
             signals::check()?;
-            let scores = decoder.score(Some(adapter), &batch, temperature)?;
+            let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
+            let batch = self.pack(rollouts, &own)?;
+            let scores = self.passes.score(ScorePass {
+                adapter: Some(self.learner.adapter()),
+                batch: &batch,
+                temperature: self.config.temperature,
+            })?;
             let logprobs = batch.by_completion(&scores.logprobs);
-            Ok(logprobs.map(<[f64]>::to_vec).collect())
-        };
-        let done: Vec<Result<Vec<Vec<f64>>>> = match decoder.is_small() {
-            true => side_by_side(batches, run),
-            false => batches.into_iter().map(run).collect(),
-        };
-        let done: Vec<Vec<Vec<f64>>> = done.into_iter().collect::<Result<_>>()?;
-        Ok(done.into_iter().flatten().collect())
+            all.extend(logprobs.map(<[f64]>::to_vec));
+        }
+        Ok(all)
     }
 }

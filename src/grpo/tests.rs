@@ -13,7 +13,8 @@ use crate::config::{
 };
 use crate::data::prompts::{Prompt, PromptedProblem};
 use crate::data::{DataOrder, Problem};
-use crate::model::{Batch, Decoder, Placement, Tokenizer, tests as fixtures};
+use crate::lockstep::Seat;
+use crate::model::{Batch, Decoder, Passes, Placement, Tokenizer, tests as fixtures};
 use crate::ops::Backend;
 use crate::reward::{Grader, RewardSet};
 use crate::rollout::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
@@ -37,17 +38,26 @@ fn problems() -> Vec<PromptedProblem> {
         .collect()
 }
 
-pub(super) struct World {
-    pub(super) decoder: Decoder,
-    tokenizer: Tokenizer,
+pub(crate) struct World {
+    pub decoder: Decoder,
+    pub tokenizer: Tokenizer,
     problems: Vec<PromptedProblem>,
     config: GrpoConfig,
     pub(super) optim: OptimConfig,
     sizes: Sizes,
 }
 
+/// A run in a world, apart from its own.
+#[derive(Clone)]
+pub(crate) struct Run {
+    pub config: GrpoConfig,
+    pub optim: OptimConfig,
+    pub adapter: Adapter,
+    pub seed: u64,
+}
+
 impl World {
-    pub(super) fn new(placement: Placement, config: GrpoConfig) -> Self {
+    pub fn new(placement: Placement, config: GrpoConfig) -> Self {
         let decoder = fixtures::decoder(placement);
         let words: serde_json::Map<String, serde_json::Value> = (0..decoder.config.vocab_size)
             .map(|id| ((id % 5).to_string() + &" ".repeat(id / 5), id.into()))
@@ -79,21 +89,12 @@ impl World {
     }
 
     fn trainer(&self) -> GrpoTrainer<'_> {
-        self.trainer_of(fixtures::adapter(&self.decoder))
+        self.trainer_with(fixtures::adapter(&self.decoder))
     }
 
-    pub(super) fn trainer_of(&self, adapter: Adapter) -> GrpoTrainer<'_> {
-        let sampler = Sampler {
-            config: &self.config,
-            engine: Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16)),
-            problems: &self.problems,
-            rewards: RewardSet::from(vec![Grader::Gsm8kFlexible]),
-            weights: vec![1.0],
-            order: DataOrder::new(1, self.problems.len()),
-            eos: vec![0],
-            seed: 1,
-            sizes: self.sizes,
-        };
+    pub(super) fn trainer_with(&self, adapter: Adapter) -> GrpoTrainer<'_> {
+        let engine = Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16));
+        let sampler = self.sampler(engine, &self.config, 1);
         GrpoTrainer::new(
             &self.config,
             &self.optim,
@@ -102,6 +103,41 @@ impl World {
             sampler,
             10,
         )
+    }
+
+    /// The trainer of a run, on the model itself or in a seat at it.
+    pub fn trainer_of<'a>(&'a self, run: &'a Run, seat: Option<&'a Seat<'a>>) -> GrpoTrainer<'a> {
+        let engine: Box<dyn Engine + 'a> = match seat {
+            Some(seat) => Box::new(seat.engine()),
+            None => Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16)),
+        };
+        let passes: &dyn Passes = match seat {
+            Some(seat) => seat,
+            None => &self.decoder,
+        };
+        let sampler = self.sampler(engine, &run.config, run.seed);
+        let adapter = run.adapter.clone();
+        GrpoTrainer::new(&run.config, &run.optim, &self.decoder, adapter, sampler, 10)
+            .with_passes(passes)
+    }
+
+    fn sampler<'a>(
+        &'a self,
+        engine: Box<dyn Engine + 'a>,
+        config: &'a GrpoConfig,
+        seed: u64,
+    ) -> Sampler<'a> {
+        Sampler {
+            config,
+            engine,
+            problems: &self.problems,
+            rewards: RewardSet::from(vec![Grader::Gsm8kFlexible]),
+            weights: vec![1.0],
+            order: DataOrder::new(seed, self.problems.len()),
+            eos: vec![0],
+            seed,
+            sizes: self.sizes,
+        }
     }
 
     /// Parameters and outputs after `steps` steps.
@@ -114,7 +150,7 @@ impl World {
     }
 }
 
-pub(super) fn config() -> GrpoConfig {
+pub(crate) fn config() -> GrpoConfig {
     GrpoConfig {
         num_generations: 4,
         prompts_per_step: 4,
@@ -123,7 +159,7 @@ pub(super) fn config() -> GrpoConfig {
     }
 }
 
-pub(super) fn cpu() -> Placement {
+pub(crate) fn cpu() -> Placement {
     Placement::cpu(DType::F32)
 }
 

@@ -11,7 +11,7 @@ use super::rollouts::{Group, Rollouts, Sampler};
 use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::{GrpoConfig, LossType, OptimConfig};
-use crate::model::{Batch, Decoder, pack};
+use crate::model::{Batch, Decoder, Passes, ScorePass, pack};
 use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
@@ -24,6 +24,8 @@ pub struct GrpoTrainer<'a> {
     pub(super) config: &'a GrpoConfig,
     pub(super) loss: LossParams,
     pub(super) decoder: &'a Decoder,
+    /// What computes the passes of updates: the decoder, or one that other runs share.
+    pub(super) passes: &'a dyn Passes,
     pub(super) sampler: Sampler<'a>,
     pub(super) learner: Learner,
     step: u64,
@@ -76,12 +78,19 @@ impl<'a> GrpoTrainer<'a> {
             config,
             loss: LossParams::from(config),
             decoder,
+            passes: decoder,
             sampler,
             learner: Learner::new(adapter, optim, updates),
             step: 0,
             position: 0,
             num_tokens: 0,
         }
+    }
+
+    /// Leaves the passes of its updates to something else than the decoder itself.
+    pub fn with_passes(mut self, passes: &'a dyn Passes) -> Self {
+        self.passes = passes;
+        self
     }
 
     #[cfg(test)]
@@ -251,8 +260,11 @@ impl<'a> GrpoTrainer<'a> {
             signals::check()?;
             let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
             let batch = self.pack(rollouts, &own)?;
-            let temperature = self.config.temperature;
-            let scores = self.decoder.score(adapter, &batch, temperature)?;
+            let scores = self.passes.score(ScorePass {
+                adapter,
+                batch: &batch,
+                temperature: self.config.temperature,
+            })?;
             let logps = batch.by_completion(&scores.logprobs);
             for (&i, logps) in micro_batch.iter().zip(logps) {
                 each(&mut items[i], logps.to_vec());

@@ -16,8 +16,9 @@ use super::decoder_weights::{
 use super::flops::Flops;
 use super::kv_cache::{KvCache, heads};
 use super::layer_inputs::{BatchInputs, Recorder};
-use super::spread::Spread;
-use crate::adapter::{Adapter, Gradients, LinearGrads, ModuleId, ModuleKind};
+use super::receiver::Receiver;
+use super::way_back::WayBack;
+use crate::adapter::{ModuleId, ModuleKind, RowAdapters, SideProducts};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::causal::CausalTable;
 use crate::ops::device::reuse_sizes;
@@ -88,16 +89,15 @@ struct Activations {
     gate: Tensor,
     up: Tensor,
     activated: Tensor,
-    /// x Aᵀ of each module's side path, by [`ModuleKind`] index.
-    side: Vec<Option<Tensor>>,
+    /// x Aᵀ of each module's side paths, by [`ModuleKind`] index.
+    side: Vec<SideProducts>,
 }
 
 impl Activations {
-    /// Copies of the rows for the completions that share them.
-    fn spread(self, spread: &Spread) -> Result<Self> {
-        let copy = |x: Tensor| spread.copy(x);
+    /// The rows of the way back; what side paths keep is left to be computed again.
+    fn copy(self, rows: &WayBack) -> Result<Self> {
+        let copy = |x: Tensor| rows.copy(x);
         let attention::Saved { q, k, v, out, lse } = self.attention;
-        let side = self.side.into_iter().map(|side| side.map(copy).transpose());
         Ok(Self {
             x: copy(self.x)?,
             normed: copy(self.normed)?,
@@ -113,7 +113,7 @@ impl Activations {
             gate: copy(self.gate)?,
             up: copy(self.up)?,
             activated: copy(self.activated)?,
-            side: side.collect::<Result<_>>()?,
+            side: Vec::new(),
         })
     }
 }
@@ -122,20 +122,13 @@ impl Activations {
 struct Pass<'a> {
     decoder: &'a Decoder,
     weights: &'a Weights,
-    adapter: Option<&'a Adapter>,
+    adapters: &'a RowAdapters<'a>,
     spans: &'a [Span],
     rotation: &'a Rotation,
     /// A mask that is large enough, on the portable path.
     causal: Option<Tensor>,
     /// Decoding on the portable path.
     step: Option<&'a Step>,
-}
-
-/// Where the gradient of the adapter goes.
-struct Receiver<'a> {
-    adapter: &'a Adapter,
-    row_sequences: &'a [u32],
-    gradients: &'a mut Gradients,
 }
 
 impl Decoder {
@@ -169,7 +162,7 @@ impl Decoder {
     /// block and of the final norm.
     pub fn forward(
         &self,
-        adapter: Option<&Adapter>,
+        adapters: &RowAdapters<'_>,
         tokens: &[u32],
         spans: &[Span],
         cache: &mut KvCache,
@@ -189,7 +182,7 @@ impl Decoder {
             .collect();
         let rotation = self.rotation(positions)?;
         let step = cache.step(spans, rotation.index(), |len| self.triangle(len))?;
-        let mut pass = self.pass(adapter, spans, &rotation)?;
+        let mut pass = self.pass(adapters, spans, &rotation)?;
         pass.step = step.as_ref();
         let mut x = pass.weights.embedding.rows(tokens)?;
         let _sizes = step.is_some().then(|| reuse_sizes(&self.placement.device));
@@ -209,14 +202,14 @@ impl Decoder {
     /// Hidden states of a whole packed batch, and what [`Self::backward`] needs.
     pub fn forward_train(
         &self,
-        adapter: Option<&Adapter>,
+        adapters: &RowAdapters<'_>,
         tokens: &[u32],
         layout: &Layout,
         keep: Keep,
     ) -> Result<Tape> {
         let rotation = self.rotation(layout.positions())?;
         let spans = layout.spans();
-        let pass = self.pass(adapter, &spans, &rotation)?;
+        let pass = self.pass(adapters, &spans, &rotation)?;
         let mut x = pass.weights.embedding.rows(tokens)?;
         let mut blocks = Vec::with_capacity(self.config.num_hidden_layers);
         for layer in 0..self.config.num_hidden_layers {
@@ -248,7 +241,7 @@ impl Decoder {
     /// rows of the batch, at the same parameters.
     pub fn recorded(
         &self,
-        adapter: Option<&Adapter>,
+        adapters: &RowAdapters<'_>,
         tokens: &[u32],
         layout: &Layout,
         inputs: BatchInputs,
@@ -264,7 +257,7 @@ impl Decoder {
         let last = inputs.layer(layers)?;
         let inputs = Rc::new(inputs);
         Ok(Tape {
-            hidden: self.final_norm(self.weights_for(adapter), &last)?,
+            hidden: self.final_norm(self.weights_for(adapters), &last)?,
             layout: layout.clone(),
             tokens: tokens.to_vec(),
             rotation: self.rotation(layout.positions())?,
@@ -275,44 +268,48 @@ impl Decoder {
         })
     }
 
-    /// Adds to `gradients` the gradient of the adapter, given dL/dhidden `[T, h]`; `[T', h]` where the
-    /// way back is `spread`.
+    /// Adds the gradient of every adapter to its receiver's, given dL/dhidden `[T', h]` on the rows of
+    /// the way back. `adapters` are those of the rows there and back. One of type `full` is the only one.
     pub(super) fn backward(
         &self,
-        adapter: &Adapter,
+        adapters: (&RowAdapters<'_>, &RowAdapters<'_>),
         tape: Tape,
+        way_back: &WayBack,
         dhidden: &Tensor,
-        spread: Option<&Spread>,
-        gradients: &mut Gradients,
+        receivers: &mut [Receiver<'_>],
     ) -> Result<()> {
         let spans = tape.layout.spans();
-        let pass = self.pass(Some(adapter), &spans, &tape.rotation)?;
-        let (layout, rotation, row_sequences) = match spread {
-            Some(Spread {
-                layout, sequences, ..
-            }) => (layout, self.rotation(layout.positions())?, &sequences[..]),
-            None => (&tape.layout, tape.rotation.clone(), &[][..]),
+        let pass = self.pass(adapters.0, &spans, &tape.rotation)?;
+        let layout = &way_back.layout;
+        let rotation = match way_back.is_copied() {
+            true => self.rotation(layout.positions())?,
+            false => tape.rotation.clone(),
         };
         let spans = layout.spans();
-        let way_back = self.pass(Some(adapter), &spans, &rotation)?;
-        let full = adapter.trains_weights();
-        gradients.begin_pass(layout.pieces());
-        let last = match spread {
-            Some(spread) => spread.copy(tape.last)?,
-            None => tape.last,
-        };
+        let back = self.pass(adapters.1, &spans, &rotation)?;
+        let full = adapters.0.full_weights().is_some();
+        let pieces = layout.pieces();
+        for Receiver {
+            rows, gradients, ..
+        } in receivers.iter_mut()
+        {
+            let own = pieces.iter().filter(|piece| rows.contains(&piece.start));
+            let own = own.map(|piece| piece.start - rows.start..piece.end - rows.start);
+            gradients.begin_pass(own.collect());
+        }
         let (mut g, dnorm) = rms_norm::backward(
             self.placement.backend,
-            &last,
+            &way_back.copy(tape.last)?,
             &pass.weights.norm,
             self.config.rms_norm_eps,
             dhidden,
             full,
         )?;
-        if let Some(dnorm) = dnorm {
+        if let (Some(dnorm), [Receiver { gradients, .. }]) = (dnorm, &mut *receivers) {
             gradients.add_weight(NORM, &dnorm)?;
         }
-        let lowest = adapter.lowest_layer();
+        let lowest = receivers.iter().map(|r| r.adapter.lowest_layer()).min();
+        let lowest = lowest.unwrap_or(0);
         for (layer, kept) in tape.blocks.into_iter().enumerate().rev() {
             if layer < lowest {
                 break;
@@ -325,21 +322,25 @@ impl Decoder {
                     self.activations(&pass, layer, inputs.layer(layer)?, &tape.layout)?
                 }
             };
-            let kept = match spread {
-                Some(spread) => kept.spread(spread)?,
-                None => kept,
+            let kept = match way_back.is_copied() {
+                true => back.with_sides(layer, kept.copy(way_back)?)?,
+                false => kept,
             };
-            let mut receiver = Receiver {
-                adapter,
-                row_sequences,
-                gradients,
-            };
-            g = way_back.block_backward(layer, kept, g, layout, &mut receiver)?;
+            g = back.block_backward(layer, kept, g, layout, receivers)?;
         }
-        if full {
+        if let (true, [Receiver { gradients, .. }]) = (full, &mut *receivers) {
             gradients.add_embedding(&tape.tokens, &g)?;
         }
-        adapter.end_pass(row_sequences, gradients)
+        for Receiver {
+            adapter,
+            row_sequences,
+            gradients,
+            ..
+        } in receivers
+        {
+            adapter.end_pass(row_sequences, gradients)?;
+        }
+        Ok(())
     }
 
     /// The activations of a block from its input.
@@ -355,25 +356,23 @@ impl Decoder {
         kept.ok_or_else(|| Error::Internal("a block kept nothing".into()))
     }
 
-    /// The output head that goes with `adapter`.
-    pub fn head<'a>(&'a self, adapter: Option<&'a Adapter>) -> &'a Matrix {
-        self.weights_for(adapter).head()
+    /// The output head that goes with the adapters of a pass.
+    pub fn head<'a>(&'a self, adapters: &RowAdapters<'a>) -> &'a Matrix {
+        self.weights_for(adapters).head()
     }
 
     /// Logits `[N, vocab]` of hidden `[N, h]`, f32 (f64 for f64 models).
-    pub fn logits(&self, adapter: Option<&Adapter>, hidden: &Tensor) -> Result<Tensor> {
-        head::logits(hidden, self.head(adapter))
+    pub fn logits(&self, adapters: &RowAdapters<'_>, hidden: &Tensor) -> Result<Tensor> {
+        head::logits(hidden, self.weights_for(adapters).head())
     }
 
-    fn weights_for<'a>(&'a self, adapter: Option<&'a Adapter>) -> &'a Weights {
-        adapter
-            .and_then(Adapter::full_weights)
-            .unwrap_or(&self.weights)
+    fn weights_for<'a>(&'a self, adapters: &RowAdapters<'a>) -> &'a Weights {
+        adapters.full_weights().unwrap_or(&self.weights)
     }
 
     fn pass<'a>(
         &'a self,
-        adapter: Option<&'a Adapter>,
+        adapters: &'a RowAdapters<'a>,
         spans: &'a [Span],
         rotation: &'a Rotation,
     ) -> Result<Pass<'a>> {
@@ -386,8 +385,8 @@ impl Decoder {
         };
         Ok(Pass {
             decoder: self,
-            weights: self.weights_for(adapter),
-            adapter,
+            weights: self.weights_for(adapters),
+            adapters,
             spans,
             rotation,
             causal,
@@ -448,12 +447,11 @@ impl Pass<'_> {
         let backend = self.decoder.placement.backend;
         let eps = self.decoder.config.rms_norm_eps;
         let heads = self.decoder.heads();
-        let mut side = vec![None; ModuleKind::ALL.len()];
+        let rows = x.dim(0)?;
+        let paths = |kind: ModuleKind| self.adapters.side(ModuleId::new(layer, kind), rows);
+        let mut side = vec![SideProducts::default(); ModuleKind::ALL.len()];
         let mut apply = |kind: ModuleKind, x: &Tensor| -> Result<Tensor> {
-            let low_rank = self
-                .adapter
-                .and_then(|a| a.low_rank(ModuleId::new(layer, kind)));
-            let linear::Output { y, xa } = linear::forward(x, block.linear(kind), low_rank)?;
+            let linear::Output { y, xa } = linear::forward(x, block.linear(kind), &paths(kind))?;
             side[kind.index()] = xa;
             Ok(y)
         };
@@ -484,13 +482,10 @@ impl Pass<'_> {
                 Some(add::forward(backend, down, &middle)?)
             }
         };
-        if want == Want::Activations
-            && let Some(low_rank) = self
-                .adapter
-                .and_then(|a| a.low_rank(ModuleId::new(layer, ModuleKind::Down)))
-        {
+        if want == Want::Activations {
             let down = block.linear(ModuleKind::Down);
-            side[ModuleKind::Down.index()] = Some(linear::side_input(&activated, down, low_rank)?);
+            side[ModuleKind::Down.index()] =
+                linear::side_input(&activated, down, &paths(ModuleKind::Down))?;
         }
 
         let kept = keep.then(|| Activations {
@@ -507,20 +502,33 @@ impl Pass<'_> {
         Ok((y, kept))
     }
 
-    /// dL/dx of a block, given what it kept and g = dL/dy; the adapter's share goes to `receiver`.
+    /// What a block kept, with what its side paths keep: x Aᵀ of every map.
+    fn with_sides(&self, layer: usize, mut kept: Activations) -> Result<Activations> {
+        let (block, rows) = (&self.weights.blocks[layer], kept.x.dim(0)?);
+        let of = |kind: ModuleKind| -> Result<SideProducts> {
+            let x = match kind {
+                ModuleKind::Q | ModuleKind::K | ModuleKind::V => &kept.normed,
+                ModuleKind::O => &kept.attention.out,
+                ModuleKind::Gate | ModuleKind::Up => &kept.middle_normed,
+                ModuleKind::Down => &kept.activated,
+            };
+            let paths = self.adapters.side(ModuleId::new(layer, kind), rows);
+            linear::side_input(x, block.linear(kind), &paths)
+        };
+        let side = ModuleKind::ALL.into_iter().map(of);
+        kept.side = side.collect::<Result<_>>()?;
+        Ok(kept)
+    }
+
+    /// dL/dx of a block, given what it kept and g = dL/dy; the adapters' shares go to `receivers`.
     fn block_backward(
         &self,
         layer: usize,
         kept: Activations,
         g: Tensor,
         layout: &Layout,
-        receiver: &mut Receiver<'_>,
+        receivers: &mut [Receiver<'_>],
     ) -> Result<Tensor> {
-        let Receiver {
-            adapter,
-            row_sequences,
-            gradients,
-        } = receiver;
         let block = &self.weights.blocks[layer];
         let backend = self.decoder.placement.backend;
         let heads = self.decoder.heads();
@@ -535,12 +543,14 @@ impl Pass<'_> {
             activated,
             side,
         } = kept;
+        let rows = x.dim(0)?;
         let mut back = |kind: ModuleKind, x: &Tensor, g: &Tensor| -> Result<Tensor> {
             let id = ModuleId::new(layer, kind);
-            let (dx, gb) = linear::backward(g, block.linear(kind), adapter.low_rank(id))?;
-            let low_rank = side[kind.index()].as_ref().zip(gb.as_ref());
-            let grads = LinearGrads { x, g, low_rank };
-            adapter.accumulate(id, &grads, row_sequences, gradients)?;
+            let paths = self.adapters.side(id, rows);
+            let (dx, gb) = linear::backward(g, block.linear(kind), &paths)?;
+            for receiver in receivers.iter_mut() {
+                receiver.accumulate(id, x, g, &side[kind.index()], &gb)?;
+            }
             Ok(dx)
         };
 
@@ -582,7 +592,9 @@ impl Pass<'_> {
         drop((dq, dk, dv, normed));
         let (dx, dinput) = self.norm_backward(block, Norm::Input, &x, &dnormed)?;
 
-        if let (Some(dpost), Some(dinput)) = (dpost, dinput) {
+        if let (Some(dpost), Some(dinput), [Receiver { gradients, .. }]) =
+            (dpost, dinput, receivers)
+        {
             gradients.add_weight(&post_attention_norm_name(layer), &dpost)?;
             gradients.add_weight(&input_norm_name(layer), &dinput)?;
         }
@@ -600,7 +612,7 @@ impl Pass<'_> {
             Norm::Input => &block.input_norm,
             Norm::Post => &block.post_attention_norm,
         };
-        let full = self.adapter.is_some_and(Adapter::trains_weights);
+        let full = self.adapters.full_weights().is_some();
         let Decoder {
             config, placement, ..
         } = self.decoder;

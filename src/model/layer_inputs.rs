@@ -114,6 +114,11 @@ impl BatchInputs {
         group.completions.iter().for_each(|rows| self.push(rows));
     }
 
+    /// The rows of another batch behind its own.
+    pub fn append(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.iter().map(|rows| rows.len).sum()

@@ -15,16 +15,18 @@ mod kv_cache;
 mod layer_inputs;
 mod loaded;
 mod packing;
+mod passes;
 mod random_init;
+mod receiver;
 mod safetensors_dir;
 mod source;
-mod spread;
 mod text_stream;
 mod tokenizer;
 mod tokenizer_json;
+mod way_back;
 mod weights;
 
-pub use batch::{Batch, BlockInputs, Coefficients};
+pub use batch::Batch;
 pub use chat_date::Date;
 pub use chat_template::ChatMessage;
 #[cfg(test)]
@@ -38,6 +40,9 @@ pub use kv_cache::{KvCache, SlotId};
 pub use layer_inputs::{BatchInputs, GroupInputs, InputRows, Recorder};
 pub use loaded::{LoadOptions, Model};
 pub use packing::{ACTIVATION_MEMORY, pack};
+pub use passes::{
+    ApartPass, ApartScores, BlockInputs, Coefficients, GradientPass, Passes, ScorePass,
+};
 pub use source::{cached_model, fetch_model};
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -148,6 +148,20 @@ impl FromIterator<TokenScores> for Scores {
 }
 
 impl Scores {
+    /// Those of consecutive runs of targets.
+    pub fn split(mut self, lengths: impl IntoIterator<Item = usize>) -> Vec<Self> {
+        let lengths = lengths.into_iter();
+        let runs = lengths.map(|len| {
+            let (logprobs, entropies) =
+                (self.logprobs.split_off(len), self.entropies.split_off(len));
+            Self {
+                logprobs: std::mem::replace(&mut self.logprobs, logprobs),
+                entropies: std::mem::replace(&mut self.entropies, entropies),
+            }
+        });
+        runs.collect()
+    }
+
     fn extend(&mut self, other: Self) {
         self.logprobs.extend(other.logprobs);
         self.entropies.extend(other.entropies);

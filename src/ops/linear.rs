@@ -1,12 +1,14 @@
 //! Linear maps with a frozen weight and a low-rank side path:
 //! y = x Wᵀ + b + ((x Aᵀ) Mᵀ) Bᵀ, so that ΔW = B M A is never folded into W.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::cpu::{self, PackedMatrix};
 use super::{cpu_slice, from_cpu, update};
 use crate::Result;
-use crate::adapter::LowRank;
+use crate::adapter::{Side, SidePart, SideProducts};
 
 /// A weight `[out, in]` in the form its backend multiplies with.
 #[derive(Debug, Clone)]
@@ -129,68 +131,130 @@ impl Matrix {
 pub struct Output {
     /// `[T, out]`
     pub y: Tensor,
-    /// x Aᵀ `[T, r]`, when there is a side path.
-    pub xa: Option<Tensor>,
+    /// x Aᵀ of the rows that have a side path.
+    pub xa: SideProducts,
 }
 
-/// y and, with a side path, x Aᵀ.
-pub fn forward(x: &Tensor, linear: &Linear, side: Option<&LowRank>) -> Result<Output> {
+/// y and x Aᵀ: the frozen product of all rows, and the side path of each.
+pub fn forward(x: &Tensor, linear: &Linear, side: &Side<'_>) -> Result<Output> {
     let y = linear.weight.forward(x, linear.bias.as_ref())?;
-    let Some(side) = side else {
-        return Ok(Output { y, xa: None });
-    };
-    let (xa, y) = match linear.weight {
-        Matrix::Packed(_) => add_side(y, x, &side.a, &side.m, &side.b)?,
-        Matrix::Dense(_) => {
-            let xa = x.matmul(&side.a.t()?)?;
-            let y = (y + xa.matmul(&side.scaled_b()?.t()?)?)?;
-            (xa, y)
+    let (y, xa) = match linear.weight {
+        Matrix::Packed(_) => {
+            let parts = side.parts.iter().map(|part| {
+                Ok(CpuPart {
+                    rows: &part.rows,
+                    inward: part.a().clone(),
+                    cores: part.cores(|m| Ok(m.clone()))?,
+                    outward: part.b().clone(),
+                })
+            });
+            add_on_cpu(y, x, &parts.collect::<Result<Vec<_>>>()?)?
         }
+        Matrix::Dense(_) => add_parts(y, side, |part, y| {
+            let xa = rows_of(x, &part.rows)?.matmul(&part.a().t()?)?;
+            let update = match part.row_cores()? {
+                None => xa.matmul(&part.first().scaled_b()?.t()?)?,
+                Some(cores) => mix(&xa, &cores.t()?)?.matmul(&part.b().t()?)?,
+            };
+            Ok(((y + update)?, xa))
+        })?,
     };
-    Ok(Output { y, xa: Some(xa) })
+    Ok(Output { y, xa })
 }
 
-/// x Aᵀ `[T, r]` alone, with the bits of [`forward`]: what backward needs when y is not wanted.
-pub fn side_input(x: &Tensor, linear: &Linear, side: &LowRank) -> Result<Tensor> {
+/// x Aᵀ alone, with the bits of [`forward`]: what backward needs when y is not wanted.
+pub fn side_input(x: &Tensor, linear: &Linear, side: &Side<'_>) -> Result<SideProducts> {
+    let mut products = SideProducts::default();
+    for part in &side.parts {
+        let x = rows_of(x, &part.rows)?;
+        let xa = match linear.weight {
+            Matrix::Packed(_) => down(&x, part.a())?,
+            Matrix::Dense(_) => x.matmul(&part.a().t()?)?,
+        };
+        products.push(part.rows.clone(), xa);
+    }
+    Ok(products)
+}
+
+/// dx `[T, in]` = g W + ((g B) M) A, and g B of the rows that have a side path.
+pub fn backward(g: &Tensor, linear: &Linear, side: &Side<'_>) -> Result<(Tensor, SideProducts)> {
+    let dx = linear.weight.backward(g)?;
     match linear.weight {
-        Matrix::Packed(_) => down(x, &side.a),
-        Matrix::Dense(_) => Ok(x.matmul(&side.a.t()?)?),
+        Matrix::Packed(_) => {
+            let transposed = |t: &Tensor| Ok(t.t()?.contiguous()?);
+            let parts = side.parts.iter().map(|part| {
+                Ok(CpuPart {
+                    rows: &part.rows,
+                    inward: transposed(part.b())?,
+                    cores: part.cores(transposed)?,
+                    outward: transposed(part.a())?,
+                })
+            });
+            add_on_cpu(dx, g, &parts.collect::<Result<Vec<_>>>()?)
+        }
+        Matrix::Dense(_) => add_parts(dx, side, |part, dx| {
+            let g = rows_of(g, &part.rows)?;
+            let gb = g.matmul(part.b())?;
+            let through = match part.row_cores()? {
+                // g (B M) A: the gradient of M alone needs g B.
+                None => g.matmul(part.first().scaled_b()?)?,
+                Some(cores) => mix(&gb, &cores)?,
+            };
+            Ok(((dx + through.matmul(part.a())?)?, gb))
+        }),
     }
 }
 
-/// dx `[T, in]` = g W + ((g B) M) A and, with a side path, g B `[T, r]`.
-pub fn backward(
-    g: &Tensor,
-    linear: &Linear,
-    side: Option<&LowRank>,
-) -> Result<(Tensor, Option<Tensor>)> {
-    let dx = linear.weight.backward(g)?;
-    let Some(side) = side else {
-        return Ok((dx, None));
-    };
-    let (gb, dx) = match linear.weight {
-        Matrix::Packed(_) => {
-            let [a, m, b] = [&side.a, &side.m, &side.b].map(|t| t.t()?.contiguous());
-            add_side(dx, g, &b?, &m?, &a?)?
-        }
-        // g (B M) A: the gradient of M alone needs g B.
-        Matrix::Dense(_) => {
-            let dx = (dx + g.matmul(side.scaled_b()?)?.matmul(&side.a)?)?;
-            (g.matmul(&side.b)?, dx)
-        }
-    };
-    Ok((dx, Some(gb)))
+/// Rows of a matrix, without a copy.
+fn rows_of(x: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+    if *rows == (0..x.dim(0)?) {
+        return Ok(x.clone());
+    }
+    Ok(x.narrow(0, rows.start, rows.len())?)
 }
 
-/// (x Aᵀ, y + ((x Aᵀ) Mᵀ) Bᵀ) for A `[r, in]`, M `[r, r]`, B `[out, r]`, on the CPU path.
-fn add_side(y: Tensor, x: &Tensor, a: &Tensor, m: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
-    let xa = down(x, a)?;
-    let (rows, rank) = xa.dims2()?;
-    let mut mixed = vec![0.0; rows * rank];
-    cpu::low_rank_down(&cpu_slice(&xa)?, &cpu_slice(m)?, rank, &mut mixed);
-    let b = cpu_slice(b)?;
-    let y = update(y, |y| cpu::low_rank_up(&mixed, &b, rank, y))?;
-    Ok((xa, y))
+/// A side path with its factors in the order in which rows go through them: A, M, B on the way forward,
+/// Bᵀ, Mᵀ, Aᵀ on the way back.
+struct CpuPart<'a> {
+    rows: &'a Range<usize>,
+    /// `[r, in]`
+    inward: Tensor,
+    /// `[r, r]` of every run of rows.
+    cores: Vec<(Range<usize>, Tensor)>,
+    /// `[out, r]`
+    outward: Tensor,
+}
+
+/// y + ((x Aᵀ) Mᵀ) Bᵀ of the rows of every part, and x Aᵀ, on the CPU path.
+fn add_on_cpu(y: Tensor, x: &Tensor, parts: &[CpuPart<'_>]) -> Result<(Tensor, SideProducts)> {
+    let mut products = SideProducts::default();
+    let mut ready = Vec::with_capacity(parts.len());
+    for part in parts {
+        let xa = down(&rows_of(x, part.rows)?, &part.inward)?;
+        let mut mixed = vec![0.0; xa.elem_count()];
+        let rank = xa.dim(1)?;
+        {
+            let xa = cpu_slice(&xa)?;
+            for (run, core) in &part.cores {
+                let at = (run.start - part.rows.start) * rank..(run.end - part.rows.start) * rank;
+                let core = cpu_slice(core)?;
+                cpu::low_rank_down(&xa[at.clone()], &core, rank, &mut mixed[at]);
+            }
+        }
+        products.push(part.rows.clone(), xa);
+        ready.push((part.rows, mixed, rank, cpu_slice(&part.outward)?));
+    }
+    if ready.is_empty() {
+        return Ok((y, products));
+    }
+    let width = y.dim(1)?;
+    let y = update(y, |y| {
+        for (rows, mixed, rank, outward) in &ready {
+            let y = &mut y[rows.start * width..rows.end * width];
+            cpu::low_rank_up(mixed, outward, *rank, y);
+        }
+    })?;
+    Ok((y, products))
 }
 
 /// x Aᵀ for A `[r, in]`, on the CPU path.
@@ -199,4 +263,39 @@ fn down(x: &Tensor, a: &Tensor) -> Result<Tensor> {
     let mut xa = vec![0.0; rows * rank];
     cpu::low_rank_down(&cpu_slice(x)?, &cpu_slice(a)?, rank, &mut xa);
     from_cpu(xa, (rows, rank))
+}
+
+/// Every part's rows of y as `add` makes them from what they are, with the product that it gives.
+fn add_parts(
+    y: Tensor,
+    side: &Side<'_>,
+    mut add: impl FnMut(&SidePart<'_>, Tensor) -> Result<(Tensor, Tensor)>,
+) -> Result<(Tensor, SideProducts)> {
+    let mut products = SideProducts::default();
+    let rows = y.dim(0)?;
+    let mut pieces = Vec::new();
+    let mut next = 0;
+    for part in &side.parts {
+        if next < part.rows.start {
+            pieces.push(rows_of(&y, &(next..part.rows.start))?);
+        }
+        let (piece, product) = add(part, rows_of(&y, &part.rows)?)?;
+        pieces.push(piece);
+        products.push(part.rows.clone(), product);
+        next = part.rows.end;
+    }
+    if next < rows {
+        pieces.push(rows_of(&y, &(next..rows))?);
+    }
+    let y = match pieces.len() {
+        1 => pieces.remove(0),
+        _ => Tensor::cat(&pieces, 0)?,
+    };
+    Ok((y, products))
+}
+
+/// Row `t` of z `[T, r]` times matrix `t` of `cores` `[T, r, r]`, in the precision of the latter.
+fn mix(z: &Tensor, cores: &Tensor) -> Result<Tensor> {
+    let rows = z.to_dtype(cores.dtype())?.unsqueeze(1)?;
+    Ok(rows.matmul(cores)?.squeeze(1)?.to_dtype(z.dtype())?)
 }

@@ -1,5 +1,6 @@
 //! Sampling of completions: what is asked for, what comes back, and the engines that do it.
 
+mod batch;
 mod device_sampler;
 mod native;
 #[cfg(test)]
@@ -8,7 +9,7 @@ mod parallel;
 mod recording;
 pub mod sampler;
 
-pub use native::NativeEngine;
+pub use native::{Answer, Ask, NativeEngine, check_prompts, is_exact};
 
 use crate::Result;
 use crate::adapter::Adapter;

@@ -3,8 +3,8 @@
 
 use candle_core::DType;
 
-use super::native::common_prefix;
-use super::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
+use super::batch::common_prefix;
+use super::{Ask, Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
 use crate::model::{
     Batch as Packed, BatchInputs, BlockInputs, Coefficients, Keep, Placement, Tokenizer,
     tests as fixtures,
@@ -143,8 +143,9 @@ fn assert_prefix_is_harmless(placement: Placement, tolerance: f32) {
         request(2, &[3, 9]),
         request(3, &[3]),
     ];
-    assert_eq!(common_prefix(&requests), 35);
-    assert_eq!(common_prefix(&requests[..1]), 0);
+    let prompts: Vec<&[u32]> = requests.iter().map(|r| &r.prompt[..]).collect();
+    assert_eq!(common_prefix(&prompts), 35);
+    assert_eq!(common_prefix(&prompts[..1]), 0);
     let mut engine = NativeEngine::new(&decoder, &tokenizer, 4);
     let mut generate = |requests: &[Request]| {
         engine
@@ -254,6 +255,83 @@ fn decoding_in_lanes_draws_what_the_cpu_draws() {
             for (got, expected) in got.logprobs.iter().zip(&expected.logprobs) {
                 assert!((got - expected).abs() < 1e-4, "{got} {expected}");
             }
+        }
+    }
+}
+
+/// Three runs: two adapters with A and B in common, the model alone; other seeds, lengths, temperatures.
+fn several(placement: Placement) -> (Vec<Vec<Vec<Completion>>>, Vec<Vec<Vec<Completion>>>) {
+    let decoder = fixtures::decoder(placement);
+    let first = fixtures::adapter(&decoder);
+    let mut second = first.clone();
+    let moved: Vec<f32> = first.parameters().iter().map(|v| 0.2 - v).collect();
+    second.set_parameters(&moved).expect("finite");
+    assert!(second.shares_factors(&first));
+    let tokenizer = tokenizer(decoder.config.vocab_size);
+    let (own, other) = (
+        params(),
+        SamplingParams {
+            seed: 9,
+            max_tokens: 5,
+            eos: vec![3],
+            temperature: 1.1,
+            ..params()
+        },
+    );
+    let (requests, fewer) = (requests(), &requests()[2..]);
+    let ask = |adapter, requests, params| Ask {
+        adapter,
+        requests,
+        params,
+        budget: 0,
+    };
+    let asks = [
+        ask(Some(&first), &requests[..], &own),
+        ask(Some(&second), fewer, &own),
+        ask(Some(&second), &requests[..], &other),
+        ask(None, &requests[..], &own),
+    ];
+    let engine = NativeEngine::new(&decoder, &tokenizer, 7);
+    let answer = |asks: &[Ask<'_>]| -> Vec<Vec<Vec<Completion>>> {
+        let mut finished = Vec::new();
+        let answers = engine
+            .answer(asks, &mut |_, _, _| {}, &mut |place, sample, _| {
+                finished.push((place, sample));
+            })
+            .expect("completions");
+        let expected = asks.iter().flat_map(|ask| ask.requests).map(|r| r.n);
+        assert_eq!(finished.len(), expected.sum::<usize>());
+        answers.into_iter().map(|a| a.completions).collect()
+    };
+    // On one thread, where all of them share every pass.
+    let together = crate::ops::cpu::alone(|| answer(&asks));
+    assert_eq!(together, answer(&asks));
+    (
+        together,
+        asks.iter().flat_map(|ask| answer(&[*ask])).collect(),
+    )
+}
+
+#[test]
+fn runs_that_share_passes_draw_what_each_draws_alone() {
+    let (together, alone) = several(Placement::cpu(DType::F32));
+    assert_eq!(together, alone);
+    let different = |a: usize, b: usize| assert_ne!(alone[a], alone[b], "{a} {b}");
+    different(0, 2);
+    different(0, 3);
+    assert!(alone[2].iter().flatten().all(|c| c.tokens.len() <= 5));
+    let portable = Placement {
+        backend: Backend::Portable,
+        ..Placement::cpu(DType::F32)
+    };
+    let (together, alone) = several(portable);
+    let flat = |all: &[Vec<Vec<Completion>>]| -> Vec<Completion> {
+        all.iter().flatten().flatten().cloned().collect()
+    };
+    for (together, alone) in flat(&together).iter().zip(flat(&alone)) {
+        assert_eq!(together.tokens, alone.tokens);
+        for (a, b) in together.logprobs.iter().zip(&alone.logprobs) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
         }
     }
 }

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use super::native::{NativeEngine, Outcome};
-use super::{Completion, Request};
+use super::Completion;
+use super::batch::Outcome;
+use super::native::{Ask, Item, NativeEngine};
 use crate::Result;
 use crate::ops::cpu;
 
@@ -40,24 +41,57 @@ pub(super) struct Observers<'a> {
     pub on_finished: &'a mut dyn FnMut(usize, usize, &Completion),
 }
 
+/// Consecutive prompts that one thread completes.
+pub(super) struct Part {
+    pub items: Range<usize>,
+    /// Bytes for recorded inputs, by ask.
+    pub budgets: Vec<usize>,
+}
+
 impl NativeEngine<'_> {
-    /// The parts of a rollout: all of it, or for a small model runs of requests with up to
+    /// The parts of a rollout: all of it, or for a small model runs of prompts with up to
     /// [`PART`] completions. They do not depend on the number of threads.
-    pub(super) fn parts(&self, requests: &[Request], max_batch_size: usize) -> Vec<Range<usize>> {
-        if !self.decoder.is_small() || cpu::is_alone() {
-            return std::iter::once(0..requests.len()).collect();
-        }
-        let sizes: Vec<usize> = requests.iter().map(|request| request.n).collect();
-        crate::model::pack(&sizes, PART.min(max_batch_size))
+    pub(super) fn parts(
+        &self,
+        items: &[Item<'_>],
+        asks: &[Ask<'_>],
+        max_batch_size: usize,
+    ) -> Vec<Part> {
+        let runs = match !self.decoder.is_small() || cpu::is_alone() {
+            true => std::iter::once(0..items.len()).collect(),
+            false => {
+                let sizes: Vec<usize> = items.iter().map(|item| item.request.n).collect();
+                crate::model::pack(&sizes, PART.min(max_batch_size))
+            }
+        };
+        let takes_part = |run: &Range<usize>, ask| items[run.clone()].iter().any(|i| i.ask == ask);
+        let budgets: Vec<usize> = asks
+            .iter()
+            .enumerate()
+            .map(|(ask, own)| {
+                let sharing = runs.iter().filter(|run| takes_part(run, ask)).count();
+                own.budget / sharing.max(1)
+            })
+            .collect();
+        let budget = |run: &Range<usize>, ask: usize| match takes_part(run, ask) {
+            true => budgets[ask],
+            false => 0,
+        };
+        runs.into_iter()
+            .map(|items| Part {
+                budgets: (0..asks.len()).map(|ask| budget(&items, ask)).collect(),
+                items,
+            })
+            .collect()
     }
 
     /// Runs `part` for every one of `parts`, on as many threads as the pool has, and reports on the
     /// calling thread, one part after the other.
     pub(super) fn in_parallel(
         &self,
-        parts: &[Range<usize>],
+        parts: &[Part],
         observers: Observers<'_>,
-        part: impl Fn(Range<usize>, Observers<'_>) -> Result<Outcome> + Sync,
+        part: impl Fn(&Part, Observers<'_>) -> Result<Outcome> + Sync,
     ) -> Result<Vec<Outcome>> {
         let (send, receive) = mpsc::channel();
         let next = AtomicUsize::new(0);
@@ -100,9 +134,9 @@ impl NativeEngine<'_> {
 /// Runs one part, and sends what it reports.
 fn watched(
     index: usize,
-    own: &Range<usize>,
+    own: &Part,
     send: &mpsc::Sender<(usize, Event)>,
-    part: &impl Fn(Range<usize>, Observers<'_>) -> Result<Outcome>,
+    part: &impl Fn(&Part, Observers<'_>) -> Result<Outcome>,
 ) -> Result<Outcome> {
     // Nobody listens any more only when the caller is being unwound.
     let tell = |event| drop(send.send((index, event)));
@@ -110,7 +144,7 @@ fn watched(
         on_token: &mut |request, sample, tokens| {
             if let Some(&token) = tokens.last() {
                 tell(Event::Token {
-                    request: own.start + request,
+                    request: own.items.start + request,
                     sample,
                     token,
                 });
@@ -118,13 +152,13 @@ fn watched(
         },
         on_finished: &mut |request, sample, completion| {
             tell(Event::Finished {
-                request: own.start + request,
+                request: own.items.start + request,
                 sample,
                 completion: completion.clone(),
             });
         },
     };
-    let outcome = part(own.clone(), observers);
+    let outcome = part(own, observers);
     tell(Event::Done);
     outcome
 }

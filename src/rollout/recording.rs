@@ -8,25 +8,30 @@ use crate::model::{GroupInputs, InputRows, ModelConfig, Recorder};
 /// Records the groups of one rollout, each from its prompt on or not at all.
 pub(super) struct Recording<'a> {
     config: &'a ModelConfig,
-    /// Bytes that have not been promised to a group.
-    free: usize,
-    prefix: Vec<InputRows>,
+    /// By ask: bytes that have not been promised to a group.
+    free: Vec<usize>,
+    /// By ask.
+    prefixes: Vec<Vec<InputRows>>,
     groups: Vec<Option<GroupInputs>>,
+    /// The ask of each group.
+    owners: Vec<usize>,
 }
 
 impl<'a> Recording<'a> {
-    pub(super) fn new(config: &'a ModelConfig, budget: usize, requests: usize) -> Self {
+    /// For groups of these asks, with so many bytes for each ask.
+    pub(super) fn new(config: &'a ModelConfig, budgets: &[usize], owners: Vec<usize>) -> Self {
         Self {
             config,
-            free: budget,
-            prefix: Vec::new(),
-            groups: vec![None; requests],
+            free: budgets.to_vec(),
+            prefixes: vec![Vec::new(); budgets.len()],
+            groups: vec![None; owners.len()],
+            owners,
         }
     }
 
-    /// Whether a pass over these rows of a beginning that all prompts share is to be recorded.
-    pub(super) fn open_prefix(&mut self, rows: usize) -> bool {
-        self.reserve(rows)
+    /// Whether a pass over these rows of a beginning that all prompts of an ask share is to be recorded.
+    pub(super) fn open_prefix(&mut self, ask: usize, rows: usize) -> bool {
+        self.reserve(ask, rows)
     }
 
     /// Promises memory to a group, as if all of its completions became as long as they may, if
@@ -39,25 +44,27 @@ impl<'a> Recording<'a> {
         max_tokens: usize,
     ) {
         let rows = request.prompt.len() - shared + request.n * (max_tokens - 1);
-        let known = shared == 0 || !self.prefix.is_empty();
-        if known && self.reserve(rows) {
+        let ask = self.owners[index];
+        let known = shared == 0 || !self.prefixes[ask].is_empty();
+        if known && self.reserve(ask, rows) {
             self.groups[index] = Some(GroupInputs {
-                prompt: self.prefix.clone(),
+                prompt: self.prefixes[ask].clone(),
                 completions: vec![Vec::new(); request.n],
             });
         }
     }
 
-    fn reserve(&mut self, rows: usize) -> bool {
-        let rest = self.free.checked_sub(rows * self.config.input_bytes());
-        self.free = rest.unwrap_or(self.free);
+    fn reserve(&mut self, ask: usize, rows: usize) -> bool {
+        let free = &mut self.free[ask];
+        let rest = free.checked_sub(rows * self.config.input_bytes());
+        *free = rest.unwrap_or(*free);
         rest.is_some()
     }
 
     /// Takes back what was promised for `rows` of a completion that it did not need.
     pub(super) fn close(&mut self, index: usize, rows: usize) {
         if self.groups[index].is_some() {
-            self.free += rows * self.config.input_bytes();
+            self.free[self.owners[index]] += rows * self.config.input_bytes();
         }
     }
 
@@ -81,11 +88,19 @@ impl<'a> Recording<'a> {
         (!rows.is_empty()).then(|| Recorder::new(self.config, rows))
     }
 
-    pub(super) fn set_prefix(&mut self, recorder: Option<Recorder>) {
-        self.prefix = recorder.map(Recorder::finish).unwrap_or_default();
+    /// Takes the recorded beginnings of these asks.
+    pub(super) fn set_prefixes(
+        &mut self,
+        recorder: Option<Recorder>,
+        asks: impl Iterator<Item = usize>,
+    ) {
+        let pieces = recorder.map(Recorder::finish).unwrap_or_default();
+        for (ask, rows) in asks.zip(pieces) {
+            self.prefixes[ask] = vec![rows];
+        }
     }
 
-    /// Hands recorded rows out: one piece for every request named, where that is recorded;
+    /// Hands recorded rows out: one piece for every group named, where that is recorded;
     /// `sample` as well when they are of a completion.
     pub(super) fn add(
         &mut self,
@@ -108,8 +123,8 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// What was recorded, by request, and the bytes left.
-    pub(super) fn finish(self) -> (Vec<Option<GroupInputs>>, usize) {
+    /// What was recorded, by group, and the bytes left, by ask.
+    pub(super) fn finish(self) -> (Vec<Option<GroupInputs>>, Vec<usize>) {
         (self.groups, self.free)
     }
 }

@@ -1,6 +1,8 @@
 //! Evaluation before, during and after training.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -13,8 +15,9 @@ use super::training::Evaluation;
 use crate::adapter::Adapter;
 use crate::config::Config;
 use crate::eval::{self, CompletionLog, EvalOptions, EvalResult, EvalSet, SetOptions};
+use crate::lockstep::Seat;
 use crate::model::{Model, Tokenizer};
-use crate::rollout::NativeEngine;
+use crate::rollout::{Engine, NativeEngine};
 use crate::{Error, Result};
 
 /// The data sets of `[eval]` with their prompts.
@@ -26,8 +29,13 @@ pub struct Evaluator<'a> {
     folder: PathBuf,
     /// Where completions of the untrained model are shared with other runs.
     shared: Option<PathBuf>,
+    /// Where the model is shared with runs in lockstep.
+    seat: Option<&'a Seat<'a>>,
     progress: Progress,
 }
+
+/// Completions of the untrained model that a run in lockstep sees to, by their file.
+pub type Claimed = Mutex<HashSet<PathBuf>>;
 
 struct Pass {
     /// In front of the metrics' names.
@@ -123,6 +131,7 @@ impl<'a> Evaluator<'a> {
             max_batch_size,
             folder,
             shared: None,
+            seat: None,
             progress,
         })
     }
@@ -134,6 +143,45 @@ impl<'a> Evaluator<'a> {
         fs::create_dir_all(folder)?;
         self.shared = Some(folder.to_owned());
         Ok(())
+    }
+
+    /// Has completions sampled together with those of other runs.
+    pub fn share_model(&mut self, seat: &'a Seat<'a>) {
+        self.seat = Some(seat);
+    }
+
+    /// Evaluates the untrained model where that is shared and nobody has claimed it.
+    pub fn evaluate_untrained(
+        &self,
+        model: &Model,
+        adapter: &Adapter,
+        claimed: &Claimed,
+    ) -> Result<()> {
+        for set in self.sets {
+            for pass in &self.passes {
+                let Some(file) = self.shared_file(0, set, &configuration(0, set, pass)) else {
+                    continue;
+                };
+                let mut claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_ours = !file.exists() && claimed.insert(file);
+                drop(claimed);
+                if is_ours {
+                    self.run(0, set, pass, model, adapter)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where completions are shared, for an evaluation after `step`.
+    fn shared_file(
+        &self,
+        step: u64,
+        set: &EvalSet,
+        configuration: &Map<String, Value>,
+    ) -> Option<PathBuf> {
+        let folder = self.shared.as_ref().filter(|_| step == 0)?;
+        Some(folder.join(shared_name(set, configuration)))
     }
 
     /// Evaluates the adapter after `step` on every data set.
@@ -180,20 +228,24 @@ impl<'a> Evaluator<'a> {
         let name = format!("step-{step:06}-{}{}.jsonl", pass.prefix, set.name);
         let path = self.folder.join(name);
         let configuration = configuration(step, set, pass);
-        let shared = match &self.shared {
-            Some(folder) if step == 0 => Some(folder.join(shared_name(set, &configuration))),
-            _ => None,
-        };
+        let shared = self.shared_file(step, set, &configuration);
         if let Some(shared) = shared.as_deref().filter(|s| s.exists() && !path.exists()) {
             fs::write_atomic(&path, &fs::read(shared)?)?;
         }
         let mut log = CompletionLog::open(&path, &configuration)?;
-        let mut engine = NativeEngine::new(&model.decoder, &model.tokenizer, self.max_batch_size);
+        let mut engine: Box<dyn Engine + '_> = match self.seat {
+            Some(seat) => Box::new(seat.engine()),
+            None => Box::new(NativeEngine::new(
+                &model.decoder,
+                &model.tokenizer,
+                self.max_batch_size,
+            )),
+        };
         let total = set.problems.len() * pass.options.samples_per_problem;
         let label = format!("evaluating {}{}", pass.prefix.replace('_', " "), set.name);
         let bar = self.progress.bar(&label, total as u64);
         let result = eval::evaluate(
-            &mut engine,
+            &mut *engine,
             Some(adapter),
             set,
             &pass.options,

@@ -3,33 +3,33 @@
 //! `train` does one of these; `sweep` does many on the same model.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::checkpoint::{Checkpoint, Identity, Store};
 use super::directory::RunDirectory;
 use super::environment::Environment;
-use super::evaluation::Evaluator;
+use super::evaluation::{Claimed, Evaluator};
 use super::logs::Logs;
-use super::plan::{self, Plan, WeightBytes, Workload};
+use super::plan::{self, Plan, Setting, Workload};
 use super::problems::{self, TrainingData};
-use super::progress::Progress;
+use super::progress::{Bar, Progress};
 use super::signals;
 use super::training::{Evaluation, Session};
 use crate::adapter::{Adapter, SvdCache};
 use crate::config::{Config, Sizes};
 use crate::eval::EvalSet;
-use crate::model::{
-    Checkpoint as Pretrained, LoadOptions, Model, ModelConfig, OpenOptions, Tokenizer,
-};
+use crate::lockstep::Seat;
+use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions, Tokenizer};
 use crate::{Error, Result};
 
 /// Everything a training needs besides the model and a folder. Whatever can be refused has been
 /// once this exists.
 pub struct Job {
     pub config: Config,
-    pub data: TrainingData,
-    sets: Vec<EvalSet>,
+    pub data: Arc<TrainingData>,
+    sets: Arc<[EvalSet]>,
 }
 
 /// Where and how a [`Job`] runs.
@@ -42,6 +42,19 @@ pub struct Place<'a> {
     /// What the memory plan chose.
     pub sizes: Sizes,
     pub progress: Progress,
+    /// What it is one of several runs in lockstep by.
+    pub together: Option<Together<'a>>,
+}
+
+/// One of several runs in lockstep.
+pub struct Together<'a> {
+    pub seat: &'a Seat<'a>,
+    /// Its untrained adapter.
+    pub adapter: Adapter,
+    /// Counts the steps of all runs.
+    pub steps: &'a Bar,
+    /// Where it says what has to be said of it alone.
+    pub notices: Progress,
 }
 
 /// What came out.
@@ -81,16 +94,30 @@ impl Job {
         quiet: bool,
     ) -> Result<Self> {
         problems::complete(&mut config)?;
-        let data = TrainingData::load(&config, tokenizer, context, quiet)?;
-        let sets = Evaluator::load(&config, tokenizer)?;
+        let data = TrainingData::load(&config, tokenizer, context, quiet)?.into();
+        let sets = Evaluator::load(&config, tokenizer)?.into();
         Ok(Self { config, data, sets })
+    }
+
+    /// A job on the same problems, whose configuration differs in what has no part in them: the sections
+    /// `adapter`, `optim` and `train`.
+    ///
+    /// # Errors
+    /// A prompt template that is none.
+    pub fn with_config(&self, mut config: Config) -> Result<Self> {
+        problems::complete(&mut config)?;
+        Ok(Self {
+            config,
+            data: Arc::clone(&self.data),
+            sets: Arc::clone(&self.sets),
+        })
     }
 
     /// What the run takes and the sizes that make it fit, on the CPU or on a GPU.
     ///
     /// # Errors
     /// As [`Plan::make`].
-    pub fn plan(&self, model: &ModelConfig, weights: WeightBytes, on_cpu: bool) -> Result<Plan> {
+    pub fn plan(&self, setting: &Setting<'_>) -> Result<Plan> {
         let config = &self.config;
         let sets = self.sets.iter();
         let samples = config.eval.samples_per_problem;
@@ -106,7 +133,7 @@ impl Job {
             shared: self.data.common_tokens(),
             evaluation: evaluation.reduce(plan::Evaluation::larger),
         };
-        Plan::make(config, model, weights, &workload, on_cpu)
+        Plan::make(config, &workload, setting)
     }
 
     /// Steps of the whole run.
@@ -132,12 +159,18 @@ impl Job {
             config: config.defining_keys()?,
         };
         let mut store = Store::open(&directory.checkpoints(), config.train.save_total_limit)?;
-        let checkpoint = latest(&mut store, directory, &identity, progress)?;
+        let together = place.together.as_ref();
+        let notices = together.map_or(progress, |together| together.notices);
+        let checkpoint = latest(&mut store, directory, &identity, notices)?;
         if place.resume {
             directory.write_config(config)?;
         }
 
-        let adapter = make_adapter(config, model, progress)?;
+        let adapter = match together {
+            Some(together) => together.adapter.clone(),
+            None => make_adapter(config, model, progress)?,
+        };
+        let seat = together.map(|together| together.seat);
         let trained_parameters = adapter.num_parameters();
         let total_steps = self.steps();
         progress.line(&format!(
@@ -146,7 +179,7 @@ impl Job {
             data.len()
         ));
         let sizes = place.sizes;
-        let mut trainer = data.trainer(config, model, adapter, total_steps, sizes)?;
+        let mut trainer = data.trainer(config, model, adapter, total_steps, sizes, seat)?;
         let mut evaluations = Vec::new();
         let (mut lengths, mut dead_steps) = Default::default();
         if let Some(checkpoint) = checkpoint {
@@ -157,11 +190,7 @@ impl Job {
         }
 
         signals::install()?;
-        let batch = sizes.max_batch_size;
-        let mut evaluator = Evaluator::new(config, &self.sets, model, directory, batch, progress)?;
-        if let Some(folder) = &place.shared {
-            evaluator.share_untrained(folder)?;
-        }
+        let evaluator = self.evaluator(model, place)?;
         let mut evaluate = |step: u64, adapter: &Adapter| evaluator.evaluate(step, model, adapter);
         let mut session = Session {
             config: &config.train,
@@ -170,6 +199,7 @@ impl Job {
             store,
             logs: Logs::open(directory, &lengths)?,
             progress,
+            of_all: together.map(|together| together.steps),
             evaluations,
             dead_steps,
             evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
@@ -187,6 +217,43 @@ impl Job {
             adapter: directory.adapter(),
             text: trainer.adapter().short_text(),
         })
+    }
+}
+
+impl Job {
+    fn evaluator<'a>(&'a self, model: &'a Model, place: &'a Place<'_>) -> Result<Evaluator<'a>> {
+        let mut evaluator = Evaluator::new(
+            &self.config,
+            &self.sets,
+            model,
+            place.directory,
+            place.sizes.max_batch_size,
+            place.progress,
+        )?;
+        if let Some(together) = &place.together {
+            evaluator.share_model(together.seat);
+        }
+        if let Some(folder) = &place.shared {
+            evaluator.share_untrained(folder)?;
+        }
+        Ok(evaluator)
+    }
+
+    /// Evaluates the untrained model for the runs that share its completions, as far as none of them has
+    /// done it or is about to.
+    ///
+    /// # Errors
+    /// Those of [`Evaluator::evaluate`].
+    pub fn evaluate_untrained(
+        &self,
+        model: &Model,
+        place: &Place<'_>,
+        adapter: &Adapter,
+        claimed: &Claimed,
+    ) -> Result<()> {
+        place.directory.write_config(&self.config)?;
+        self.evaluator(model, place)?
+            .evaluate_untrained(model, adapter, claimed)
     }
 }
 

@@ -9,9 +9,10 @@ use crate::config::{Config, Method, Sizes};
 use crate::data::prompts::{PromptedProblem, Template};
 use crate::data::{self, DataOrder};
 use crate::grpo::{GrpoTrainer, Sampler};
-use crate::model::{Model, Tokenizer};
+use crate::lockstep::Seat;
+use crate::model::{Model, Passes, Tokenizer};
 use crate::reward::{Grader, RewardSet};
-use crate::rollout::NativeEngine;
+use crate::rollout::{Engine, NativeEngine};
 use crate::sft::{Example, SftTrainer, end_of_turn};
 use crate::{Error, Result};
 
@@ -149,7 +150,7 @@ impl TrainingData {
         format!("{:x}", hasher.finalize())
     }
 
-    /// The trainer of the configured method.
+    /// The trainer of the configured method, on the model itself or in a seat at it.
     pub fn trainer<'a>(
         &'a self,
         config: &'a Config,
@@ -157,8 +158,13 @@ impl TrainingData {
         adapter: Adapter,
         total_steps: u64,
         sizes: Sizes,
+        seat: Option<&'a Seat<'a>>,
     ) -> Result<Box<dyn Trainer + 'a>> {
         let seed = config.train.seed;
+        let passes: &dyn Passes = match seat {
+            Some(seat) => seat,
+            None => &model.decoder,
+        };
         match config.method {
             Method::Sft => {
                 let trainer = SftTrainer::new(
@@ -170,16 +176,21 @@ impl TrainingData {
                     seed,
                     total_steps,
                 )?;
-                Ok(Box::new(trainer.with_pass_tokens(sizes.pass_tokens)))
+                let trainer = trainer.with_pass_tokens(sizes.pass_tokens);
+                Ok(Box::new(trainer.with_passes(passes)))
             }
             Method::Grpo => {
                 let longest = config.grpo.max_completion_length;
                 let rewards = RewardSet::from_config(&config.reward, self.default_reward, longest)?;
                 let all_one = vec![1.0; rewards.names().count()];
                 let batch = sizes.max_batch_size;
+                let engine: Box<dyn Engine + 'a> = match seat {
+                    Some(seat) => Box::new(seat.engine()),
+                    None => Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
+                };
                 let sampler = Sampler {
                     config: &config.grpo,
-                    engine: Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
+                    engine,
                     problems: &self.problems,
                     rewards,
                     weights: config.grpo.reward_weights.clone().unwrap_or(all_one),
@@ -191,7 +202,7 @@ impl TrainingData {
                 let (grpo, optim) = (&config.grpo, &config.optim);
                 let trainer =
                     GrpoTrainer::new(grpo, optim, &model.decoder, adapter, sampler, total_steps);
-                Ok(Box::new(trainer))
+                Ok(Box::new(trainer.with_passes(passes)))
             }
         }
     }

@@ -64,6 +64,8 @@ pub struct Session<'a> {
     pub store: Store,
     pub logs: Logs,
     pub progress: Progress,
+    /// Counts the steps of this run and of others beside it.
+    pub of_all: Option<&'a Bar>,
     /// Those of a resumed run are there from the start.
     pub evaluations: Vec<Evaluation>,
     /// Steps in a row from which nothing was learnt, as of the checkpoint gone on from.
@@ -112,6 +114,7 @@ impl Session<'_> {
                     };
                     state = trainer.state();
                     bar.set_position(state.step);
+                    self.of_all.inspect(|bar| bar.inc(1));
                     self.check_alive(&metrics, state.step)?;
                 }
                 Err(Error::Interrupted(_)) => {

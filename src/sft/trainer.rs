@@ -6,7 +6,9 @@ use super::Example;
 use crate::adapter::Adapter;
 use crate::config::{OptimConfig, SftConfig};
 use crate::data::DataOrder;
-use crate::model::{ACTIVATION_MEMORY, Batch, Coefficients, Decoder, Keep, pack};
+use crate::model::{
+    ACTIVATION_MEMORY, Batch, Coefficients, Decoder, GradientPass, Keep, Passes, pack,
+};
 use crate::optim::Learner;
 use crate::run::training::{StepOutput, Trainer};
 use crate::run::{StepMetrics, TrainState, signals};
@@ -16,6 +18,8 @@ use crate::{Error, Result};
 pub struct SftTrainer<'a> {
     config: &'a SftConfig,
     decoder: &'a Decoder,
+    /// What computes the passes: the decoder, or one that other runs share.
+    passes: &'a dyn Passes,
     examples: &'a [Example],
     /// Rows up to which examples are packed into one pass.
     pass_tokens: usize,
@@ -46,6 +50,7 @@ impl<'a> SftTrainer<'a> {
         Ok(Self {
             config,
             decoder,
+            passes: decoder,
             examples,
             pass_tokens: config.pass_tokens(),
             order: DataOrder::new(seed, examples.len()),
@@ -54,6 +59,12 @@ impl<'a> SftTrainer<'a> {
             position: 0,
             num_tokens: 0,
         })
+    }
+
+    /// Leaves its passes to something else than the decoder itself.
+    pub fn with_passes(mut self, passes: &'a dyn Passes) -> Self {
+        self.passes = passes;
+        self
     }
 
     /// Packs examples into passes of up to so many rows.
@@ -106,20 +117,20 @@ impl Trainer for SftTrainer<'_> {
         for batch in &batches {
             signals::check()?;
             let tokens = batch.tokens.len();
-            let scores = self.decoder.accumulate_gradients(
-                self.adapter(),
+            let keep = Keep::choose(
+                self.config.gradient_checkpointing,
+                &self.decoder.config,
+                tokens,
+                ACTIVATION_MEMORY,
+            );
+            let scores = self.passes.accumulate(GradientPass {
+                adapter: self.adapter(),
                 batch,
-                1.0,
-                Keep::choose(
-                    self.config.gradient_checkpointing,
-                    &self.decoder.config,
-                    tokens,
-                    ACTIVATION_MEMORY,
-                )
-                .into(),
-                Coefficients::Known(vec![-1.0 / targets as f64; batch.targets.len()]),
-                &mut gradients,
-            )?;
+                temperature: 1.0,
+                inputs: keep.into(),
+                coefficients: Coefficients::Known(vec![-1.0 / targets as f64; batch.targets.len()]),
+                gradients: &mut gradients,
+            })?;
             // One by one: the sum must not depend on what was packed together.
             scores.logprobs.iter().for_each(|logp| loss -= logp);
             scores.entropies.iter().for_each(|e| entropy += e);

@@ -4,6 +4,7 @@
 //! base = "mini.toml"                  # training configuration that all runs start from
 //! seeds = [1, 2, 3]
 //! learning_rates = [0.01, 0.02]       # unless a size or a method has its own
+//! lockstep = 4                        # most runs that share passes; unset: as many as fit, up to 8
 //! set = { eval.limit = 256 }          # keys of the configuration, for every run
 //!
 //! [[method]]
@@ -19,6 +20,8 @@
 //! key = "adapter.tie"
 //! values = ["tiled", "structured"]
 //! ```
+
+use std::num::NonZeroUsize;
 
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -36,6 +39,8 @@ pub struct SweepFile {
     /// Above the figures; unset takes the file's name.
     pub title: Option<String>,
     pub learning_rates: Option<Rates>,
+    /// Most runs in lockstep; 1 trains one after the other.
+    pub lockstep: Option<NonZeroUsize>,
     #[serde(default)]
     pub set: Table,
     pub method: Vec<MethodAxis>,

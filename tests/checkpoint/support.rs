@@ -250,8 +250,8 @@ pub fn logits(model: &Model) -> Vec<u32> {
         slot: cache.alloc(None, tokens.len()),
         pos: 0,
     };
-    let hidden = decoder.forward(None, &tokens, &[span], &mut cache, None);
-    let logits = decoder.logits(None, &hidden.expect("hidden states"));
+    let hidden = decoder.forward(&None.into(), &tokens, &[span], &mut cache, None);
+    let logits = decoder.logits(&None.into(), &hidden.expect("hidden states"));
     let logits = logits.expect("logits").flatten_all().expect("one row");
     let logits = logits.to_vec1::<f32>().expect("numbers");
     logits.into_iter().map(f32::to_bits).collect()

@@ -114,7 +114,13 @@ impl Bench<'_> {
             });
             tokens.extend_from_slice(prompt);
         }
-        let hidden = decoder.forward(Some(self.adapter), &tokens, &spans, &mut cache, None)?;
+        let hidden = decoder.forward(
+            &Some(self.adapter).into(),
+            &tokens,
+            &spans,
+            &mut cache,
+            None,
+        )?;
         wait(&hidden)?;
         Ok(Pass {
             seconds: started.elapsed().as_secs_f64(),
@@ -213,7 +219,8 @@ impl Bench<'_> {
             let (tokens, layout) = (&batch.tokens, &batch.layout);
             let started = Instant::now();
             let decoder = &self.model.decoder;
-            let tape = decoder.forward_train(Some(self.adapter), tokens, layout, Keep::Inputs)?;
+            let tape =
+                decoder.forward_train(&Some(self.adapter).into(), tokens, layout, Keep::Inputs)?;
             wait(&tape.hidden)?;
             pass.seconds += started.elapsed().as_secs_f64();
             pass.tokens += tokens.len();

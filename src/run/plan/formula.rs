@@ -34,6 +34,11 @@ pub(super) struct Formula<'a> {
     /// Every thread works on sequences of its own.
     pub is_small: bool,
     pub threads: usize,
+    /// Runs in lockstep.
+    pub runs: usize,
+    /// Most sequences decoded at once by all of them, as a multiple of
+    /// [`Sizes::max_batch_size`](crate::config::Sizes).
+    pub batches: usize,
 }
 
 /// What a pass of an update has to compute first.
@@ -81,7 +86,9 @@ impl Formula<'_> {
             self.config.adapter.kind,
             AdapterKind::TinyLora | AdapterKind::LoraXs
         ) {
-            parts.push(Part::new("A and B of the adapter", self.factors() * F32));
+            // Runs in lockstep may all have their own.
+            let bytes = self.runs * self.factors() * F32;
+            parts.push(Part::new("A and B of the adapter", bytes));
         }
         // The numbers, two moments, and both in the last saved state; the gradient in f32 or f64 and
         // once more in f64 for the update.
@@ -94,7 +101,8 @@ impl Formula<'_> {
             AdapterKind::Full => 2 * F32,
         };
         let what = "trained numbers, gradient and optimizer";
-        parts.push(Part::new(what, numbers + self.trained * copies));
+        let bytes = self.runs * (numbers + self.trained * copies);
+        parts.push(Part::new(what, bytes));
         parts
     }
 
@@ -162,7 +170,7 @@ impl Formula<'_> {
             prompt: self.workload.longest(),
             shared: self.workload.shared,
             completion: grpo.max_completion_length,
-            completions: n * groups,
+            completions: self.runs * n * groups,
             group: n,
         };
         let mut parts = self.decoding(&work, sizes);
@@ -188,7 +196,7 @@ impl Formula<'_> {
             prompt,
             shared,
             completion,
-            completions,
+            completions: self.runs * completions,
             group: self.config.eval.samples_per_problem.max(1),
         };
         Some(Phase {
@@ -198,7 +206,8 @@ impl Formula<'_> {
     }
 
     fn decoding(&self, work: &Decoding, sizes: &Sizes) -> Vec<Part> {
-        let batch = sizes.max_batch_size.min(work.completions).max(1);
+        let batch = self.batches * sizes.max_batch_size;
+        let batch = batch.min(work.completions).max(1);
         let (lanes, batch) = match self.is_small {
             true => {
                 let part = SMALL_PART.min(sizes.max_batch_size).max(work.group);
@@ -267,7 +276,7 @@ impl Formula<'_> {
     }
 
     fn kept(&self, sizes: &Sizes) -> usize {
-        self.wanted_inputs().min(sizes.activation_memory)
+        self.runs * self.wanted_inputs().min(sizes.activation_memory)
     }
 
     /// Rows of the largest piece that is never cut: of a group up to the limit, or one completion.
@@ -298,25 +307,23 @@ impl Formula<'_> {
         self.config.optim.kind == OptimizerKind::Natural && has_scores && is_small
     }
 
-    /// Rows of a pass, and how many passes there are at a time.
+    /// Passes at a time, and their rows.
     fn update_rows(&self, sizes: &Sizes) -> (usize, usize) {
         let grpo = &self.config.grpo;
-        let (piece, is_grpo) = (self.largest_piece(), self.config.method == Method::Grpo);
+        let (piece, prompts) = (self.largest_piece(), self.runs * grpo.prompts_per_step);
         let group = grpo.num_generations * piece;
-        let all = match self.is_natural() {
-            true => grpo.prompts_per_step * group,
-            false => self.step_rows(),
-        };
-        match self.is_small && is_grpo {
-            true => {
-                let rows = match self.is_natural() {
-                    true => group.min(sizes.pass_tokens).max(piece),
-                    false => piece,
-                };
-                (self.threads.min(grpo.prompts_per_step), rows)
-            }
-            false => (1, sizes.pass_tokens.max(piece).min(all)),
+        if self.is_small && self.config.method == Method::Grpo {
+            let rows = match self.is_natural() {
+                true => group.min(sizes.pass_tokens).max(piece),
+                false => piece,
+            };
+            return (self.threads.min(prompts), rows);
         }
+        let all = match self.is_natural() {
+            true => prompts * group,
+            false => self.runs * self.step_rows(),
+        };
+        (1, sizes.pass_tokens.max(piece).min(all))
     }
 
     /// Floats of a row in the forward pass of a block.
@@ -371,7 +378,8 @@ impl Formula<'_> {
             let grpo = &self.config.grpo;
             let numbers = grpo.prompts_per_step * grpo.num_generations * self.trained;
             let batches = F64 + (1 + self.config.optim.reuse) * F32;
-            parts.push(Part::new("gradients of completions", numbers * batches));
+            let bytes = self.runs * numbers * batches;
+            parts.push(Part::new("gradients of completions", bytes));
         }
         let pieces = rows / self.largest_piece().max(1) + 1;
         if self.config.adapter.kind == AdapterKind::LoraXs {

@@ -59,6 +59,51 @@ pub struct Plan {
     limit: Option<Limit>,
 }
 
+/// Where a run takes place.
+#[derive(Debug, Clone)]
+pub struct Setting<'a> {
+    pub model: &'a ModelConfig,
+    pub weights: WeightBytes,
+    pub on_cpu: bool,
+    pub room: Room,
+    /// Runs of this kind that are in lockstep, each with what it keeps and all with one batch.
+    pub runs: usize,
+}
+
+impl Setting<'_> {
+    /// How many times `rollout.max_batch_size` sequences all runs decode at once: a CPU is no faster with
+    /// more than that, on a GPU each run has as many.
+    pub fn batches(&self) -> usize {
+        match self.on_cpu {
+            true => 1,
+            false => self.runs,
+        }
+    }
+}
+
+/// The memory that there is.
+#[derive(Debug, Clone)]
+pub struct Room {
+    /// Bytes that the process has already, frozen weights apart.
+    resident: usize,
+    limit: Option<Limit>,
+}
+
+impl Room {
+    /// As it is now, with `loaded` bytes of frozen weights in memory. On a GPU there is a limit only where
+    /// `model.memory_gb` sets one.
+    pub fn now(memory_gb: Option<f64>, on_cpu: bool, loaded: usize) -> Self {
+        let resident = memory::resident().unwrap_or(0) as usize;
+        Self {
+            resident: resident.saturating_sub(loaded),
+            limit: match on_cpu {
+                true => Limit::find(memory_gb),
+                false => memory_gb.and_then(|gb| Limit::find(Some(gb))),
+            },
+        }
+    }
+}
+
 /// Numbers that training changes.
 pub fn trained_parameters(config: &Config, model: &ModelConfig) -> usize {
     let spec = &config.adapter;
@@ -102,30 +147,15 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Config`] with the arithmetic when the smallest sizes do not fit.
-    pub fn make(
-        config: &Config,
-        model: &ModelConfig,
-        weights: WeightBytes,
-        workload: &Workload,
-        on_cpu: bool,
-    ) -> Result<Self> {
-        let limit = match on_cpu {
-            true => Limit::find(config.model.memory_gb),
-            false => config.model.memory_gb.and_then(|gb| Limit::find(Some(gb))),
-        };
-        let resident = memory::resident().unwrap_or(0) as usize;
-        Self::within(config, model, weights, workload, resident, limit, on_cpu)
-    }
-
-    fn within(
-        config: &Config,
-        model: &ModelConfig,
-        weights: WeightBytes,
-        workload: &Workload,
-        resident: usize,
-        limit: Option<Limit>,
-        on_cpu: bool,
-    ) -> Result<Self> {
+    pub fn make(config: &Config, workload: &Workload, setting: &Setting<'_>) -> Result<Self> {
+        let Setting {
+            model,
+            weights,
+            on_cpu,
+            runs,
+            ..
+        } = *setting;
+        let (resident, limit) = (setting.room.resident, &setting.room.limit);
         let formula = Formula {
             config,
             model,
@@ -134,6 +164,8 @@ impl Plan {
             trained: trained_parameters(config, model),
             is_small: on_cpu && Flops::new(model).is_small(),
             threads: rayon::current_num_threads(),
+            runs,
+            batches: setting.batches(),
         };
         let at = |sizes: Sizes| Self::at(&formula, sizes, resident, limit.clone());
         let usual = at(Sizes::of(config));
@@ -169,7 +201,7 @@ impl Plan {
         let smallest = at(sizes).checked()?;
         if keeps {
             // What is left is for the inputs of blocks, of whole generation batches at best.
-            sizes.activation_memory = (smallest.limit_bytes() - smallest.peak_needed())
+            sizes.activation_memory = ((smallest.limit_bytes() - smallest.peak_needed()) / runs)
                 .min(usual.sizes.activation_memory);
             let plan = at(sizes);
             if plan.fits() {

@@ -27,6 +27,10 @@ fn config(overrides: &[&str]) -> Config {
 }
 
 fn plan(config: &Config, gb: f64) -> Result<Plan> {
+    plan_of(1, config, gb)
+}
+
+fn plan_of(runs: usize, config: &Config, gb: f64) -> Result<Plan> {
     let weights = WeightBytes {
         held: 15_200_000_000,
         format: "bf16",
@@ -40,7 +44,17 @@ fn plan(config: &Config, gb: f64) -> Result<Plan> {
         bytes: (gb * 1e9) as u64,
         origin: "as the test says".into(),
     };
-    Plan::within(config, &model(), weights, &workload, 0, Some(limit), true)
+    let setting = Setting {
+        model: &model(),
+        weights,
+        on_cpu: true,
+        room: Room {
+            resident: 0,
+            limit: Some(limit),
+        },
+        runs,
+    };
+    Plan::make(config, &workload, &setting)
 }
 
 #[test]
@@ -95,6 +109,22 @@ fn what_is_set_is_honoured_or_refused() {
     ] {
         assert!(message.contains(part), "{part}: {message}");
     }
+}
+
+#[test]
+fn runs_in_lockstep_share_the_weights_and_the_batch_and_keep_their_own_inputs() {
+    let config = config(&["grpo.max_completion_length=128"]);
+    let peak = |runs| plan_of(runs, &config, 500.0).unwrap().peak();
+    // 8 groups of 200 tokens and 8 × 127 rows, of 28 blocks and a norm, up to 2 GB; the adapter; and prompts
+    // whose last completion is in the batch.
+    let own = Sizes::of(&config).activation_memory;
+    for (fewer, more) in [(1, 2), (2, 4), (4, 8)] {
+        let each = (peak(more) - peak(fewer)) / (more - fewer);
+        assert!((own..own + 200_000_000).contains(&each), "{each}");
+    }
+    let short = plan_of(4, &config, 21.0).unwrap();
+    assert!(short.sizes.activation_memory < own, "{short}");
+    assert!(short.peak_needed() <= 21_000_000_000);
 }
 
 #[test]
