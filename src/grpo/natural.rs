@@ -141,8 +141,8 @@ impl GrpoTrainer<'_> {
                 coefficients: Coefficients::Known(vec![1.0; batch.targets.len()]),
                 gradients: &mut gradients,
             })?;
-            sums.add(&self.loss, &policy, &own, &batch, &scores.logprobs);
-            sums.add_entropies(&scores);
+            sums.add(&self.loss, &policy, &own, &scores.logprobs);
+            sums.add_entropies(&scores.entropies);
             for (item, logps) in items[run.clone()]
                 .iter_mut()
                 .zip(batch.by_completion(&scores.logprobs))
