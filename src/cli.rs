@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{DeviceSpec, WeightDtype};
 use crate::reward::Grader;
-use crate::{Error, Result, commands};
+use crate::{Error, Result, commands, ranks};
 
 /// Teach a language model to reason with a handful of numbers: TinyLoRA + GRPO.
 #[derive(Debug, Parser)]
@@ -58,7 +58,7 @@ enum Command {
     /// Train over a grid of sizes, learning rates, seeds and methods; a table and figures
     Sweep(commands::sweep::SweepArgs),
     /// Score a model on benchmarks or on your own problems
-    Eval(commands::eval::EvalArgs),
+    Eval(Box<commands::eval::EvalArgs>),
     /// Write an adapter, or the model with it, for other programs
     Export(commands::export::ExportArgs),
     /// Go on from a prompt
@@ -141,9 +141,9 @@ fn keep_freed_memory() {}
 
 fn run(command: Command, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
     match command {
-        Command::Train(args) => commands::train::run(&args, global, out),
+        Command::Train(args) => ranks::run(|ranks| commands::train::run(&args, global, ranks, out)),
         Command::Sweep(args) => commands::sweep::run(&args, global, out),
-        Command::Eval(args) => commands::eval::run(&args, global, out),
+        Command::Eval(args) => ranks::run(|ranks| commands::eval::run(&args, global, ranks, out)),
         Command::Export(args) => commands::export::run(&args, global, out),
         Command::Generate(args) => commands::generate::run(&args, global, out),
         Command::Score(args) => commands::score::run(&args, global, out),

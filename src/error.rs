@@ -3,13 +3,15 @@
 use std::fmt::Display;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// Result of everything that can fail in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure, grouped by the exit code of the command line contract.
 ///
 /// Messages are lower-case fragments that name the file, key or value and say what to do.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 pub enum Error {
     /// The command line or the configuration is wrong (exit code 2).
     #[error("{0}")]
@@ -23,6 +25,9 @@ pub enum Error {
     /// Stopped by a signal after saving (exit code 130).
     #[error("{0}")]
     Interrupted(String),
+    /// Another process of the run, or every server, is gone or has come elsewhere (exit code 1).
+    #[error("{0}")]
+    Lost(String),
     /// A bug or an unexpected failure of the machine (exit code 1).
     #[error("{0}")]
     Internal(String),
@@ -45,7 +50,7 @@ impl Error {
     /// The process exit code of the command line contract.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Internal(_) => 1,
+            Self::Internal(_) | Self::Lost(_) => 1,
             Self::Config(_) => 2,
             Self::Data(_) => 3,
             Self::Diverged(_) => 4,

@@ -19,6 +19,7 @@ pub mod lockstep;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod ranks;
 pub mod report;
 pub mod reward;
 pub mod rollout;

@@ -10,6 +10,7 @@ use clap::Parser;
 use tinylora::Result;
 use tinylora::cli::GlobalArgs;
 use tinylora::commands::train::{self, TrainArgs};
+use tinylora::ranks::Ranks;
 use tinylora::run::directory;
 use tinylora::run::faults::{inject, with_wild_clock};
 
@@ -38,7 +39,7 @@ fn train(arguments: &[&str]) -> Result<()> {
     let settings = settings.iter().flat_map(|setting| ["--set", setting]);
     let line = ["train", "--quiet"].into_iter().chain(settings);
     let Line { args, global } = Line::parse_from(line.chain(arguments.iter().copied()));
-    train::run(&args, &global, &mut io::sink())
+    train::run(&args, &global, &Ranks::alone(), &mut io::sink())
 }
 
 fn is_same(a: &Path, b: &Path) {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use tinylora::cli::GlobalArgs;
 use tinylora::commands::train::{self, TrainArgs};
+use tinylora::ranks::Ranks;
 use tinylora::run::faults::inject;
 use tinylora::run::{checkpoint, directory};
 use tinylora::{Error, Result};
@@ -24,7 +25,7 @@ struct Line {
 
 fn train(arguments: &[&str]) -> Result<()> {
     let Line { args, global } = Line::parse_from([&["train", "--quiet"], arguments].concat());
-    train::run(&args, &global, &mut io::sink())
+    train::run(&args, &global, &Ranks::alone(), &mut io::sink())
 }
 
 /// Two steps with an evaluation after each, whose reward (a short completion) moves v.

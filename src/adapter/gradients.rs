@@ -37,7 +37,12 @@ pub struct Gradients {
 #[derive(Debug, Clone)]
 enum Sums {
     /// One row in f64: `tinylora` and `lora-xs`.
-    Total { sum: Vec<f64>, pass: Option<Pass> },
+    Total {
+        sum: Vec<f64>,
+        pass: Option<Pass>,
+        /// Pieces that are kept apart instead of being added to `sum`.
+        apart: Option<Vec<Vec<f64>>>,
+    },
     /// One row a sequence, `[sequences, parameters]` in f64.
     PerSequence { rows: Vec<f64> },
     /// One row in f32, as large as the trained weights: `lora`, and `full`, which finds the place
@@ -62,6 +67,7 @@ impl Gradients {
             sums: Sums::Total {
                 sum: vec![0.0; num_parameters],
                 pass: None,
+                apart: None,
             },
             deferred: Vec::new(),
         }
@@ -119,30 +125,47 @@ impl Gradients {
         }
     }
 
-    /// Adds the pieces of the pass to the whole, in order.
+    /// Adds the pieces of the pass to the whole, in order, or keeps them apart.
     pub(super) fn end_pass(&mut self) {
-        if let Sums::Total { sum, pass } = &mut self.sums
+        if let Sums::Total { sum, pass, apart } = &mut self.sums
             && let Some(pass) = pass.take()
         {
             for piece in pass.sums.chunks_exact(self.num_parameters.max(1)) {
-                sum.iter_mut().zip(piece).for_each(|(s, x)| *s += x);
+                match apart {
+                    Some(apart) => apart.push(piece.to_vec()),
+                    None => add(sum, piece),
+                }
             }
         }
     }
 
-    /// Adds the sums of another one of the same adapter.
+    /// From now on pieces (a prompt with its completions) are kept apart, for [`Self::take_pieces`].
+    /// Without effect where there is no sum in f64.
+    pub fn keep_pieces(&mut self) {
+        if let Sums::Total { apart, .. } = &mut self.sums {
+            apart.get_or_insert_default();
+        }
+    }
+
+    /// The gradient of every piece so far, in the order of the passes.
+    pub fn take_pieces(&mut self) -> Vec<Vec<f64>> {
+        match &mut self.sums {
+            Sums::Total { apart, .. } => apart.as_mut().map(std::mem::take).unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Adds a piece that was kept apart, as if its pass ended here.
     ///
     /// # Errors
-    /// `Error::Internal` when one of them has rows for sequences, or their sizes differ.
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
-        match (&mut self.sums, &other.sums) {
-            (Sums::Total { sum, .. }, Sums::Total { sum: other, .. })
-                if sum.len() == other.len() =>
-            {
-                sum.iter_mut().zip(other).for_each(|(s, x)| *s += x);
+    /// `Error::Internal` when it is of another adapter.
+    pub fn add_piece(&mut self, piece: &[f64]) -> Result<()> {
+        match &mut self.sums {
+            Sums::Total { sum, .. } if sum.len() == piece.len() => {
+                add(sum, piece);
                 Ok(())
             }
-            _ => Err(missing("two sums of equal size")),
+            _ => Err(missing("pieces of its own size")),
         }
     }
 
@@ -162,9 +185,12 @@ impl Gradients {
     /// Forgets everything accumulated so far.
     pub fn clear(&mut self) {
         match &mut self.sums {
-            Sums::Total { sum, pass } => {
+            Sums::Total { sum, pass, apart } => {
                 sum.fill(0.0);
                 *pass = None;
+                if let Some(apart) = apart {
+                    apart.clear();
+                }
             }
             Sums::Large { sum, .. } => sum.fill(0.0),
             Sums::PerSequence { rows } => rows.fill(0.0),
@@ -219,7 +245,7 @@ impl Gradients {
         let (xa, gb) = (host(xa)?, host(gb)?);
         match &mut self.sums {
             Sums::Large { .. } => Err(missing("a sum in f64")),
-            Sums::Total { sum, pass } => {
+            Sums::Total { sum, pass, .. } => {
                 let dm = |rows: Range<usize>| {
                     let mut dm = vec![0.0; r * r];
                     let (xa, gb) = (&xa[rows.start * r..], &gb[rows.start * r..]);
@@ -310,6 +336,10 @@ impl Gradients {
         }
         .ok_or_else(|| missing("a sum as large as its weights"))
     }
+}
+
+fn add(sum: &mut [f64], piece: &[f64]) {
+    sum.iter_mut().zip(piece).for_each(|(s, x)| *s += x);
 }
 
 pub(super) fn add_values(sum: &mut [f32], gradient: &Tensor) -> Result<()> {

@@ -73,6 +73,13 @@ fn build(report: &mut Report) {
     report.fact("version", env!("CARGO_PKG_VERSION"));
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
     report.fact("build", format!("{target}, {}", environment::profile()));
+    report.fact(
+        "several processes",
+        match cfg!(feature = "mpi") {
+            true => "MPI",
+            false => "not in this build (--features mpi)",
+        },
+    );
     if cfg!(debug_assertions) {
         report.advise("this is a debug build, many times slower: cargo build --release");
     }

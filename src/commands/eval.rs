@@ -1,7 +1,7 @@
 //! `tinylora eval`: benchmark scores with standard errors.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -9,10 +9,12 @@ use clap::Args;
 use super::eval_subjects::{Questioner, Subject, folder_names};
 use super::open::{ModelArgs, OpenedSeveral};
 use crate::cli::GlobalArgs;
-use crate::config::{Config, FieldMapping, OnBadRow};
+use crate::config::{Config, FieldMapping, OnBadRow, RolloutConfig, RolloutEngine};
 use crate::data::prompts::Template;
 use crate::eval::{EvalOptions, EvalSet, RunReport, SetOptions, TaskReport, table};
+use crate::ranks::Ranks;
 use crate::reward::Grader;
+use crate::rollout::{Engines, Site};
 use crate::run::progress::Progress;
 use crate::run::{clock, fs, signals};
 use crate::{Error, Result};
@@ -80,6 +82,19 @@ pub struct EvalArgs {
     /// Completions decoded at once; changes memory and speed, not the result
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch_size: usize,
+    /// What samples: native, vllm or llama-server
+    #[arg(long, value_name = "NAME", default_value = "native")]
+    engine: RolloutEngine,
+    /// Address of a server of --engine (repeatable: they share the work)
+    #[arg(long, value_name = "URL")]
+    base_url: Vec<String>,
+    /// Program and arguments that start a llama-server when there is no --base-url
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., value_terminator = ";", default_value = "llama-server")]
+    server: Vec<String>,
+    /// Folder with adapters for the servers, which they see under the same path [default: one in --out,
+    /// else a temporary one]
+    #[arg(long, value_name = "DIR")]
+    adapter_dir: Option<PathBuf>,
     /// Folder for results, samples and completions; an interrupted evaluation goes on from there
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -88,10 +103,14 @@ pub struct EvalArgs {
     json: bool,
 }
 
-/// Runs the command.
-pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
+/// Runs the command, on every rank.
+pub fn run(args: &EvalArgs, global: &GlobalArgs, ranks: &Ranks, out: &mut dyn Write) -> Result<()> {
     let (started, clock) = (clock::now(), Instant::now());
     args.check()?;
+    let global = &GlobalArgs {
+        quiet: global.quiet || !ranks.is_root(),
+        ..global.clone()
+    };
     let opened = args.model.open_several(global)?;
     if args.base && opened.adapters.is_empty() {
         return Err(Error::config("--base needs an --adapter to compare with"));
@@ -103,26 +122,35 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<
         options.sampling(set)?;
     }
     let subjects = args.subjects(&opened);
-    for folder in subjects.iter().filter_map(|s| s.folder.as_deref()) {
-        fs::create_dir_all(folder)?;
-    }
+    ranks.on_root(|| {
+        let mut folders = subjects.iter().filter_map(|s| s.folder.as_deref());
+        folders.try_for_each(fs::create_dir_all)
+    })?;
+    let temporary = tempfile::tempdir()
+        .map_err(|e| Error::data(format!("cannot make a temporary folder: {e}")))?;
+    let beside = args.out.as_deref().unwrap_or(temporary.path());
+    let engines = args.engines(&opened, &sets, &options, ranks, &beside.join("adapters"))?;
     let questioner = Questioner {
         model: &opened.model,
+        batch_size: args.batch_size,
         options: &options,
         progress: Progress::new(global.quiet),
-        batch_size: args.batch_size,
+        ranks,
     };
     signals::install()?;
     // Of every subject but the model without an adapter, which stands beside them.
     let mut tasks: Vec<Vec<TaskReport>> = Vec::new();
     tasks.resize_with(opened.adapters.len().max(1), Vec::new);
     for set in sets {
-        let mut results = questioner.ask(&subjects, &set)?.into_iter();
+        let mut results = questioner.ask(&subjects, &set, &engines)?.into_iter();
         let base = if args.base { results.next() } else { None };
         for (tasks, result) in tasks.iter_mut().zip(results) {
             let (set, base) = (set.clone(), base.clone());
             tasks.push(TaskReport { set, result, base });
         }
+    }
+    if !ranks.is_root() {
+        return Ok(());
     }
     let seconds = clock.elapsed().as_secs_f64();
     let names = opened.adapters.iter().map(|(name, _)| Some(name.clone()));
@@ -275,6 +303,44 @@ impl EvalArgs {
                 model.decoder.config.max_position_embeddings,
             )
         }
+    }
+
+    /// What samples, as the arguments say.
+    fn engines<'a>(
+        &self,
+        opened: &'a OpenedSeveral,
+        sets: &[EvalSet],
+        options: &EvalOptions,
+        ranks: &Ranks,
+        folder: &Path,
+    ) -> Result<Engines<'a>> {
+        let config = RolloutConfig {
+            engine: self.engine,
+            base_url: self.base_url.clone(),
+            server: self.server.clone(),
+            adapter_dir: self.adapter_dir.clone(),
+            ..RolloutConfig::default()
+        };
+        config.validate()?;
+        if self.engine == RolloutEngine::LlamaServer && opened.adapters.len() > 1 {
+            return Err(Error::config(
+                "--engine llama-server takes one adapter: its servers are started for it",
+            ));
+        }
+        let mut context = 0;
+        for set in sets {
+            let longest = set.longest_prompt() + options.sampling(set)?.max_tokens;
+            context = context.max(longest);
+        }
+        let site = Site {
+            folder,
+            context,
+            rank: ranks.rank(),
+            ranks: ranks.size(),
+            progress: Progress::new(!ranks.is_root()),
+        };
+        let adapter = opened.adapters.first().map(|(_, adapter)| adapter);
+        Engines::open(&config, &opened.model, adapter, self.batch_size, &site)
     }
 
     fn sets(&self, opened: &OpenedSeveral, quiet: bool) -> Result<Vec<EvalSet>> {

@@ -9,7 +9,8 @@ use crate::config::Sizes;
 use crate::eval::{CompletionLog, EvalOptions, EvalResult, EvalSet, configuration, evaluate};
 use crate::lockstep::Lockstep;
 use crate::model::Model;
-use crate::rollout::{Engine, NativeEngine};
+use crate::ranks::Ranks;
+use crate::rollout::{Engine, Engines, SharedEngine};
 use crate::run::progress::Progress;
 use crate::{Error, Result};
 
@@ -30,6 +31,7 @@ pub(super) struct Questioner<'a> {
     pub options: &'a EvalOptions,
     pub progress: Progress,
     pub batch_size: usize,
+    pub ranks: &'a Ranks,
 }
 
 impl Questioner<'_> {
@@ -38,10 +40,17 @@ impl Questioner<'_> {
     /// # Errors
     /// [`Error::Interrupted`] after a signal; completions that cannot be written or belong to another
     /// evaluation.
-    pub fn ask(&self, subjects: &[Subject<'_>], set: &EvalSet) -> Result<Vec<EvalResult>> {
+    pub fn ask(
+        &self,
+        subjects: &[Subject<'_>],
+        set: &EvalSet,
+        engines: &Engines<'_>,
+    ) -> Result<Vec<EvalResult>> {
         let mut results: Vec<Option<EvalResult>> = subjects.iter().map(|_| None).collect();
-        // A model whose weights are trained has no product in common with others.
-        let by_itself = |s: &Subject<'_>| s.adapter.is_some_and(Adapter::trains_weights);
+        // A model whose weights are trained has no product in common with others; other processes take
+        // one policy at a time.
+        let here = self.ranks.is_alone() && matches!(engines, Engines::Native(..));
+        let by_itself = |s: &Subject<'_>| !here || s.adapter.is_some_and(Adapter::trains_weights);
         let (alone, together): (Vec<usize>, Vec<usize>) =
             (0..subjects.len()).partition(|&i| by_itself(&subjects[i]));
         let (alone, together) = match &together[..] {
@@ -52,7 +61,7 @@ impl Questioner<'_> {
             decoder, tokenizer, ..
         } = self.model;
         for i in alone {
-            let mut engine = NativeEngine::new(decoder, tokenizer, self.batch_size);
+            let mut engine = SharedEngine::new(engines.engine(), self.ranks);
             results[i] = Some(self.evaluate(&subjects[i], set, &mut engine)?);
         }
         let shared = Lockstep {
@@ -86,7 +95,7 @@ impl Questioner<'_> {
             Some(folder) => {
                 let path = folder.join(format!("completions_{}{suffix}.jsonl", set.name));
                 let known = configuration(set, self.options, &self.model.hash, *adapter)?;
-                Some(CompletionLog::open(&path, &known)?)
+                Some(CompletionLog::of_ranks(self.ranks, &path, &known)?)
             }
             None => None,
         };

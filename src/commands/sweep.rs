@@ -11,6 +11,7 @@ use crate::adapter::AdapterSpec;
 use crate::cli::GlobalArgs;
 use crate::config::Source;
 use crate::model::{Checkpoint as Pretrained, Model, ModelConfig};
+use crate::ranks::Ranks;
 use crate::run::directory::RUNS;
 use crate::run::progress::Progress;
 use crate::run::{fs, signals};
@@ -135,10 +136,12 @@ fn check_adapters(points: &[Point], model: &Model, progress: Progress) -> Result
     let mut seen: Vec<&AdapterSpec> = Vec::new();
     for Point { name, config, .. } in points {
         if config.adapter.needs_svd() && !seen.contains(&&config.adapter) {
-            job::make_adapter(config, model, progress).map_err(|error| match error {
-                Error::Config(message) => Error::config(format!("{name}: {message}")),
-                other => other,
-            })?;
+            job::make_adapter(config, model, &Ranks::alone(), progress).map_err(
+                |error| match error {
+                    Error::Config(message) => Error::config(format!("{name}: {message}")),
+                    other => other,
+                },
+            )?;
             seen.push(&config.adapter);
         }
     }

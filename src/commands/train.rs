@@ -7,9 +7,11 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
+use crate::adapter::AdapterKind;
 use crate::cli::GlobalArgs;
 use crate::config::{Config, Method, Source};
 use crate::model::Checkpoint as Pretrained;
+use crate::ranks::Ranks;
 use crate::run::directory::{self, RunDirectory};
 use crate::run::job::{self, Job, Outcome, Place};
 use crate::run::plan::{self, Plan, Room, Setting, WeightBytes};
@@ -44,25 +46,32 @@ pub struct TrainArgs {
 /// Configuration without `--config`.
 const QUICK_START: &str = "mini.toml";
 
-/// Runs the command.
-pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<()> {
+/// Runs the command, on every rank.
+pub fn run(
+    args: &TrainArgs,
+    global: &GlobalArgs,
+    ranks: &Ranks,
+    out: &mut dyn Write,
+) -> Result<()> {
     let started = Instant::now();
-    let progress = Progress::new(global.quiet);
-    let resumed = resumed_run(args)?;
-    let source = match (&args.config, &resumed) {
-        (Some(name), _) => Source::find(name)?,
-        (None, Some(run)) => directory::config_source(run)?,
-        (None, None) => Source::find(QUICK_START)?,
-    };
+    let quiet = global.quiet || !ranks.is_root();
+    let progress = Progress::new(quiet);
+    let resumed = ranks.from_root(|| resumed_run(args))?;
+    let source = ranks.from_root(|| match (&args.config, &resumed) {
+        (Some(name), _) => Source::find(name),
+        (None, Some(run)) => directory::config_source(run),
+        (None, None) => Source::find(QUICK_START),
+    })?;
     let mut config = Config::load(&source, &overrides(args, global))?;
+    check_ranks(&config, ranks, progress)?;
 
     // Everything that can be refused is refused before a folder is made or weights are read.
     let device = config.model.device.open()?;
-    let open = job::open_options(&config, global.quiet);
+    let open = job::open_options(&config, quiet);
     let mut pretrained = Pretrained::open(&config.model.path, &open)?;
-    keep_today(&mut config, resumed.as_deref(), &mut pretrained)?;
+    keep_today(&mut config, resumed.as_deref(), &mut pretrained, ranks)?;
     let context = pretrained.config.max_position_embeddings;
-    let job = Job::new(config, &pretrained.tokenizer, context, global.quiet)?;
+    let job = Job::new(config, &pretrained.tokenizer, context, quiet)?;
     let config = &job.config;
     let (raw, shape) = (&pretrained.weights, &pretrained.config);
     let weights = WeightBytes::of_checkpoint(raw, shape, &config.model)?;
@@ -76,34 +85,39 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     })?;
     if args.dry_run {
         let text = plan_text(&job, &pretrained, &plan)?;
-        return print(out, &text);
+        return match ranks.is_root() {
+            true => print(out, &text),
+            false => Ok(()),
+        };
     }
 
-    let directory = match (&resumed, &args.run_dir) {
-        (Some(run), _) => RunDirectory::open(run)?,
-        (None, Some(path)) => RunDirectory::create_at(path)?,
+    let directory = ranks.on_root(|| match (&resumed, &args.run_dir) {
+        (Some(run), _) => RunDirectory::open(run),
+        (None, Some(path)) => RunDirectory::create_at(path),
         (None, None) => {
             let name = config.train.run_name.as_deref().unwrap_or(&source.name);
-            RunDirectory::create_new(name)?
+            RunDirectory::create_new(name)
         }
-    };
-    progress.line(&format!("run directory {}", directory.path().display()));
-    let model = job::load_model(config, pretrained, global.quiet)?;
+    })?;
+    if let Some(directory) = &directory {
+        progress.line(&format!("run directory {}", directory.path().display()));
+    }
+    let model = job::load_model(config, pretrained, quiet)?;
     let place = Place {
-        directory: &directory,
+        ranks: ranks.clone(),
+        directory: directory.as_ref(),
         resume: resumed.is_some(),
         shared: None,
         sizes: plan.sizes,
         progress,
         together: None,
     };
-    let outcome = job.train(&model, &place).map_err(|error| match error {
-        Error::Interrupted(what) => Error::Interrupted(format!(
-            "{what}; go on with: tinylora train --resume {}",
-            directory.path().display()
-        )),
-        other => other,
-    })?;
+    let outcome = job
+        .train(&model, &place)
+        .map_err(|error| how_to_go_on(error, directory.as_ref()))?;
+    let Some(directory) = directory else {
+        return Ok(());
+    };
 
     let summary = Summary {
         run: directory.path(),
@@ -137,14 +151,64 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     Ok(())
 }
 
-/// A run sees the same day from its start to its end, on whatever day it goes on.
-fn keep_today(config: &mut Config, run: Option<&Path>, pretrained: &mut Pretrained) -> Result<()> {
-    if let (None, Some(run)) = (config.data.today, run) {
-        config.data.today = directory::config_of(run)?.data.today;
+/// What does not go with several processes is refused, what is a waste is said.
+fn check_ranks(config: &Config, ranks: &Ranks, progress: Progress) -> Result<()> {
+    if ranks.is_alone() {
+        return Ok(());
     }
-    match config.data.today {
-        Some(today) => pretrained.tokenizer.set_today(today),
-        None => config.data.today = pretrained.tokenizer.today(),
+    let kind = config.adapter.kind;
+    if !matches!(kind, AdapterKind::TinyLora | AdapterKind::LoraXs) {
+        return Err(Error::config(format!(
+            "adapter.type = \"{}\" trains in one process: its gradient is as large as its weights, and \
+             the bits of its sum depend on who adds what; use tinylora or lora-xs with several",
+            kind.name()
+        )));
+    }
+    let (per_step, key) = match config.method {
+        Method::Grpo => (config.grpo.prompts_per_step, "grpo.prompts_per_step"),
+        Method::Sft => (config.sft.examples_per_step, "sft.examples_per_step"),
+    };
+    if per_step < ranks.size() {
+        progress.line(&format!(
+            "{key} = {per_step}: of {} processes some have nothing to do",
+            ranks.size()
+        ));
+    }
+    Ok(())
+}
+
+/// Adds to an error that leaves a checkpoint how the run goes on.
+fn how_to_go_on(error: Error, directory: Option<&RunDirectory>) -> Error {
+    let Some(directory) = directory else {
+        return error;
+    };
+    let path = directory.path().display();
+    let command = format!("go on with: tinylora train --resume {path}");
+    match error {
+        Error::Interrupted(what) => Error::Interrupted(format!("{what}; {command}")),
+        Error::Lost(what) => Error::Lost(format!("{what}; {command}")),
+        other => other,
+    }
+}
+
+/// A run sees the same day from its start to its end, on whatever day it goes on.
+fn keep_today(
+    config: &mut Config,
+    run: Option<&Path>,
+    pretrained: &mut Pretrained,
+    ranks: &Ranks,
+) -> Result<()> {
+    let given = config.data.today;
+    let tokenizer = &mut pretrained.tokenizer;
+    config.data.today = ranks.from_root(|| {
+        let earlier = match (given, run) {
+            (None, Some(run)) => directory::config_of(run)?.data.today,
+            _ => given,
+        };
+        Ok(earlier.or(tokenizer.today()))
+    })?;
+    if let Some(today) = config.data.today {
+        tokenizer.set_today(today);
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub const TRAINING: List = builtin![
     "qwen3b-16p.toml",
     "llama3.1-8b.toml",
     "smollm2-13p.toml",
+    "qwen7b-vllm.toml",
+    "llama70b.toml",
 ];
 
 /// For `sweep`.

@@ -32,7 +32,7 @@ pub use grpo::{
 pub use model::{DeviceSpec, ModelSection, WeightDtype};
 pub use optim::{LrSchedulerType, OptimConfig, OptimizerKind};
 pub use reward::RewardConfig;
-pub use rollout::RolloutConfig;
+pub use rollout::{RolloutConfig, RolloutEngine};
 pub(crate) use schema::nearest;
 pub use sft::SftConfig;
 pub use sizes::Sizes;
@@ -68,11 +68,18 @@ const FREE_ON_RESUME: &[&str] = &[
     "data.train",
     "data.data_dir",
     "rollout.max_batch_size",
+    "rollout.base_url",
+    "rollout.server",
+    "rollout.adapter_dir",
+    "rollout.max_concurrency",
+    "rollout.request_timeout",
+    "rollout.max_retries",
     "grpo.activation_memory_gb",
     "train.run_name",
     "train.save_steps",
     "train.save_total_limit",
     "train.max_dead_steps",
+    "train.ddp_timeout",
 ];
 
 impl Config {
@@ -139,6 +146,9 @@ impl Config {
                  grpo.num_iterations)"
             }
             () if self.grpo.beta != 0.0 => "a KL term (grpo.beta)",
+            () if self.rollout.engine != RolloutEngine::Native => {
+                "completions of another engine (rollout.engine)"
+            }
             () => return Ok(()),
         };
         Err(Error::config(format!(
@@ -208,7 +218,7 @@ pub enum Layer<'a> {
 }
 
 /// The text of a configuration and where it came from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Source {
     /// Shown in messages: the path, or `built-in NAME`.
     pub origin: String,

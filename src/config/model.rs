@@ -57,7 +57,7 @@ pub struct ModelSection {
     /// shares its pages with other processes, but decodes up to half as fast. On the CPU; the same bits.
     pub mmap: bool,
     /// `cpu`, `cuda`, `cuda:1`, `metal`; `auto` takes the GPU that this build supports if its driver is
-    /// there, else the CPU.
+    /// there, else the CPU. `cuda` and `auto` take a GPU for each process on a machine (under mpirun).
     pub device: DeviceSpec,
     /// Start from random weights when `path` is a directory that has none.
     pub random_init: bool,
@@ -90,8 +90,8 @@ pub enum DeviceSpec {
     #[default]
     Auto,
     Cpu,
-    /// CUDA device by number.
-    Cuda(usize),
+    /// CUDA device by number; without one, that of this process among those on its machine.
+    Cuda(Option<usize>),
     Metal,
 }
 
@@ -101,13 +101,13 @@ impl DeviceSpec {
     /// # Errors
     /// [`Error::Config`] when this build or this machine does not have it.
     pub fn open(self) -> Result<candle_core::Device> {
-        use crate::ops::device;
+        use crate::{ops::device, ranks};
         use candle_core::{Device, utils};
         let metal =
             || Device::new_metal(0).map_err(|e| Error::config(format!("cannot open metal: {e}")));
         match self {
             Self::Auto if utils::cuda_is_available() => match device::cuda_driver() {
-                Ok(()) => device::open_cuda(0),
+                Ok(()) => device::open_cuda(ranks::local_gpu()),
                 Err(why) => {
                     tracing::warn!("{why}: going on with the CPU");
                     Ok(Device::Cpu)
@@ -115,7 +115,9 @@ impl DeviceSpec {
             },
             Self::Auto if utils::metal_is_available() => metal(),
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(n) if utils::cuda_is_available() => device::open_cuda(n),
+            Self::Cuda(n) if utils::cuda_is_available() => {
+                device::open_cuda(n.unwrap_or_else(ranks::local_gpu))
+            }
             Self::Metal if utils::metal_is_available() => metal(),
             Self::Cuda(_) => Err(Error::config(format!(
                 "device {self}: this binary was built without CUDA; use --device cpu or another build"
@@ -134,12 +136,12 @@ impl FromStr for DeviceSpec {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::Cuda(None)),
             "metal" => Ok(Self::Metal),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|n| n.parse().ok())
-                .map(Self::Cuda)
+                .map(|n| Self::Cuda(Some(n)))
                 .ok_or_else(|| format!("expected auto, cpu, cuda, cuda:N or metal, got {text:?}")),
         }
     }
@@ -150,7 +152,8 @@ impl fmt::Display for DeviceSpec {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(n)) => write!(f, "cuda:{n}"),
             Self::Metal => f.write_str("metal"),
         }
     }

@@ -53,6 +53,9 @@ pub struct TrainConfig {
     /// Stop (exit code 4) after so many steps in a row in which no group had two different
     /// rewards, since nothing is learnt from them; 0 never stops.
     pub max_dead_steps: u64,
+    /// Seconds that a process waits for others of the run that are alive but behind (with several,
+    /// under mpirun); one that is gone is noticed in 15 seconds.
+    pub ddp_timeout: u64,
 }
 
 impl Default for TrainConfig {
@@ -67,6 +70,7 @@ impl Default for TrainConfig {
             save_total_limit: 3,
             num_completions_to_log: None,
             max_dead_steps: 50,
+            ddp_timeout: 1800,
         }
     }
 }
@@ -79,6 +83,7 @@ impl TrainConfig {
             ("train.max_steps", self.max_steps.unwrap_or(1)),
             ("train.eval_steps", self.eval_steps.unwrap_or(1)),
             ("train.save_steps", self.save_steps),
+            ("train.ddp_timeout", self.ddp_timeout),
         ] {
             check(value >= 1, key, value, least_one)?;
         }

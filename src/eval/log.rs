@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::runner::EvalOptions;
 use super::set::EvalSet;
 use crate::adapter::Adapter;
+use crate::ranks::Ranks;
 use crate::rollout::{Completion, FinishReason};
 use crate::run::fs;
 use crate::{Error, Result};
@@ -49,7 +50,8 @@ struct Line {
 #[derive(Debug)]
 pub struct CompletionLog {
     path: PathBuf,
-    file: File,
+    /// On other ranks than the root there is none.
+    file: Option<File>,
     found: HashMap<(usize, usize), LoggedCompletion>,
 }
 
@@ -82,9 +84,27 @@ impl CompletionLog {
         }
         Ok(Self {
             path: path.to_path_buf(),
-            file,
+            file: Some(file),
             found: content.found,
         })
+    }
+
+    /// The root's log, as [`Self::open`] gives it, and what was found in it on every rank.
+    pub fn of_ranks(
+        ranks: &Ranks,
+        path: &Path,
+        configuration: &Map<String, Value>,
+    ) -> Result<Self> {
+        let mut log = None;
+        let found: Vec<_> = ranks.from_root(|| {
+            let opened = log.insert(Self::open(path, configuration)?);
+            Ok(opened.found.clone().into_iter().collect())
+        })?;
+        Ok(log.unwrap_or_else(|| Self {
+            path: path.to_path_buf(),
+            file: None,
+            found: found.into_iter().collect(),
+        }))
     }
 
     /// Number of completions found when the file was opened.
@@ -115,12 +135,15 @@ impl CompletionLog {
         sample: usize,
         completion: &LoggedCompletion,
     ) -> Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
         let line = Line {
             problem,
             sample,
             completion: completion.clone(),
         };
-        write_line(&self.file, &self.path, &line)
+        write_line(file, &self.path, &line)
     }
 }
 

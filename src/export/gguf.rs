@@ -23,13 +23,23 @@ const ALL_F32: u32 = 0;
 /// # Errors
 /// `Error::Config` for kind `full`, which is no low-rank update.
 pub fn write_gguf_lora(adapter: &Adapter, config: &ModelConfig, path: &Path) -> Result<()> {
+    write_gguf_lora_of(adapter, &adapter.tying().modules, config, path)
+}
+
+/// As [`write_gguf_lora`], with the update of these modules alone.
+pub fn write_gguf_lora_of(
+    adapter: &Adapter,
+    modules: &[ModuleId],
+    config: &ModelConfig,
+    path: &Path,
+) -> Result<()> {
     if adapter.trains_weights() {
         return Err(Error::config(
             "full fine-tuning is no low-rank update: export it with --format merged",
         ));
     }
     let mut tensors = Vec::new();
-    for &id in &adapter.tying().modules {
+    for &id in modules {
         let Some(low_rank) = adapter.low_rank(id) else {
             continue;
         };

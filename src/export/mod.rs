@@ -8,7 +8,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use gguf::write_gguf_lora;
+pub use gguf::{write_gguf_lora, write_gguf_lora_of};
 pub use lora::write_lora;
 pub use merged::{MergeReport, write_merged};
 pub use peft::write_peft;

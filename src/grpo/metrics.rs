@@ -128,6 +128,7 @@ mod tests {
                         .map(|r| r[g * n..][..n].to_vec())
                         .collect(),
                     extracted: vec![None; n],
+                    owner: 0,
                     inputs: None,
                 })
                 .collect();

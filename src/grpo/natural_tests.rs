@@ -10,6 +10,7 @@ use crate::adapter::{
 use crate::model::{Batch, Coefficients, Decoder, Keep, Placement, tests as fixtures};
 use crate::ops::Backend;
 use crate::optim::{Learner, Natural, NaturalParams, ScoredBatch};
+use crate::ranks::Ranks;
 use crate::run::training::{StepOutput, Trainer};
 
 #[test]
@@ -217,7 +218,10 @@ fn fisher_and_direction_are_those_of_a_dense_computation_by_finite_differences()
 
 /// Parameters and outputs of three steps from v = 0.
 fn trained(world: &World, spec: &AdapterSpec) -> (Vec<f32>, Vec<StepOutput>) {
-    let mut trainer = world.trainer_with(fixtures::untrained(&world.decoder, spec.clone()));
+    let mut trainer = world.trainer_with(
+        fixtures::untrained(&world.decoder, spec.clone()),
+        Ranks::alone(),
+    );
     let outputs = (0..3)
         .map(|_| trainer.step(&mut |_, _| {}).expect("a step"))
         .collect();

@@ -1,17 +1,31 @@
 //! The forward and backward passes of an update: one after the other, or of a small model side by
 //! side.
 
+use serde::{Deserialize, Serialize};
+
 use super::loss::on_policy_coefficient;
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
-use crate::Result;
 use crate::adapter::Gradients;
 use crate::model::{ApartPass, Batch, BatchInputs, BlockInputs, Coefficients, GradientPass, Keep};
 use crate::ops::head::Scores;
 use crate::run::signals;
+use crate::{Error, Result};
+
+/// What one pass over completions of a single prompt gave.
+#[derive(Serialize, Deserialize)]
+struct Piece {
+    gradient: Vec<f64>,
+    /// Of every token, completion after completion.
+    logprobs: Vec<f64>,
+    entropies: Vec<f64>,
+}
 
 impl GrpoTrainer<'_> {
     /// The gradient of one update, micro-batch by micro-batch.
+    ///
+    /// Every rank passes over the completions that it sampled; what comes of them is added up piece by
+    /// piece in the order of the batch, whoever computed it.
     pub(super) fn gradients(
         &self,
         rollouts: &Rollouts,
@@ -28,35 +42,86 @@ impl GrpoTrainer<'_> {
             .iter()
             .map(|own| own.iter().map(|&i| &items[i]).collect())
             .collect();
-        if self.decoder.is_small() && self.learner.adapter().has_sequence_gradients() {
-            let groups: Vec<&[&Item]> = passes
-                .iter()
-                .flat_map(|own| own.chunk_by(|a, b| a.group == b.group))
-                .collect();
-            if let Some(gradients) = self.gradients_apart(rollouts, &groups, policy, sums)? {
-                on_progress(passes.len(), passes.len());
-                return Ok(gradients);
-            }
+        if !self.learner.adapter().has_sequence_gradients() {
+            return self.large_gradients(rollouts, &passes, policy, sums, on_progress);
         }
+        let own = self.own_pieces(rollouts, &passes, policy, on_progress);
+        let mut by_rank = self.sampler.ranks.gather(own)?;
+        by_rank.iter_mut().for_each(|pieces| pieces.reverse());
         let mut gradients = self.learner.adapter().gradients();
-        for (done, own) in passes.iter().enumerate() {
+        for items in passes.iter().flat_map(|pass| groups_of(pass)) {
+            let owner = rollouts.groups[items[0].group].owner;
+            let piece = by_rank.get_mut(owner).and_then(Vec::pop);
+            let piece = piece.ok_or_else(|| missing_piece(owner))?;
+            gradients.add_piece(&piece.gradient)?;
+            sums.add(&self.loss, policy, items, &piece.logprobs);
+            sums.add_entropies(&piece.entropies);
+        }
+        Ok(gradients)
+    }
+
+    /// The gradient of an adapter that is as large as its weights, in one process.
+    fn large_gradients(
+        &self,
+        rollouts: &Rollouts,
+        passes: &[Vec<&Item>],
+        policy: &Policy,
+        sums: &mut Sums,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Gradients> {
+        let mut gradients = self.learner.adapter().gradients();
+        for (done, items) in passes.iter().enumerate() {
             signals::check()?;
-            self.accumulate(rollouts, own, policy, &mut gradients, sums)?;
+            let scores = self.accumulate(rollouts, items, policy, &mut gradients)?;
+            sums.add(&self.loss, policy, items, &scores.logprobs);
+            sums.add_entropies(&scores.entropies);
             on_progress(done + 1, passes.len());
         }
         Ok(gradients)
     }
 
-    /// [`Self::gradients`] of a small model: passes over single groups run side by side, each on
-    /// one thread, and are added in order whatever the number of threads. `None` where a pass needs
-    /// its scores first.
-    fn gradients_apart(
+    /// The pieces of this rank, in order.
+    fn own_pieces(
+        &self,
+        rollouts: &Rollouts,
+        passes: &[Vec<&Item>],
+        policy: &Policy,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<Piece>> {
+        let rank = self.sampler.ranks.rank();
+        let is_own = |item: &&Item| rollouts.groups[item.group].owner == rank;
+        let passes: Vec<Vec<&Item>> = passes
+            .iter()
+            .map(|pass| pass.iter().copied().filter(is_own).collect())
+            .filter(|pass: &Vec<&Item>| !pass.is_empty())
+            .collect();
+        if self.decoder.is_small() {
+            let pieces: Vec<&[&Item]> = passes.iter().flat_map(|pass| groups_of(pass)).collect();
+            if let Some(pieces) = self.pieces_apart(rollouts, &pieces, policy)? {
+                on_progress(passes.len(), passes.len());
+                return Ok(pieces);
+            }
+        }
+        let mut all = Vec::new();
+        for (done, items) in passes.iter().enumerate() {
+            signals::check()?;
+            let mut gradients = self.learner.adapter().gradients();
+            gradients.keep_pieces();
+            let scores = self.accumulate(rollouts, items, policy, &mut gradients)?;
+            all.extend(split(items, gradients.take_pieces(), &scores)?);
+            on_progress(done + 1, passes.len());
+        }
+        Ok(all)
+    }
+
+    /// [`Self::own_pieces`] of a small model: passes over single groups run side by side, each on one
+    /// thread. `None` where a pass needs its scores first.
+    fn pieces_apart(
         &self,
         rollouts: &Rollouts,
         passes: &[&[&Item]],
         policy: &Policy,
-        sums: &mut Sums,
-    ) -> Result<Option<Gradients>> {
+    ) -> Result<Option<Vec<Piece>>> {
         let mut apart = Vec::with_capacity(passes.len());
         for items in passes {
             let Some(coefficients) = self.known_coefficients(items, policy) else {
@@ -72,16 +137,14 @@ impl GrpoTrainer<'_> {
                 per_sequence: false,
             });
         }
-        let adapter = self.learner.adapter();
-        let done = self.passes.accumulate_apart(adapter, apart)?;
-        let mut gradients = adapter.gradients();
+        let done = self
+            .passes
+            .accumulate_apart(self.learner.adapter(), apart)?;
+        let mut pieces = Vec::with_capacity(passes.len());
         for (items, pass) in passes.iter().zip(done) {
-            gradients.merge(&pass.gradients)?;
-            let logprobs = &pass.scores.logprobs;
-            sums.add(&self.loss, policy, items, &pass.batch, logprobs);
-            sums.add_entropies(&pass.scores);
+            pieces.extend(split(items, vec![pass.gradients.sum()], &pass.scores)?);
         }
-        Ok(Some(gradients))
+        Ok(Some(pieces))
     }
 
     /// One forward and backward pass.
@@ -91,30 +154,23 @@ impl GrpoTrainer<'_> {
         items: &[&Item],
         policy: &Policy,
         gradients: &mut Gradients,
-        sums: &mut Sums,
-    ) -> Result<()> {
+    ) -> Result<Scores> {
         let batch = self.pack(rollouts, items)?;
         let inputs = self.inputs_of(rollouts, items, policy, &batch);
-        let known = self.known_coefficients(items, policy);
-        let is_known = known.is_some();
-        let mut add =
-            |scores: &Scores| Ok(sums.add(&self.loss, policy, items, &batch, &scores.logprobs));
-        let scores = self.passes.accumulate(GradientPass {
+        // The sums of the step are made in the order of the batch, later.
+        let mut of_scores =
+            |scores: &Scores| Ok(Sums::default().add(&self.loss, policy, items, &scores.logprobs));
+        self.passes.accumulate(GradientPass {
             adapter: self.learner.adapter(),
             batch: &batch,
             temperature: self.config.temperature,
             inputs,
-            coefficients: match known {
+            coefficients: match self.known_coefficients(items, policy) {
                 Some(known) => Coefficients::Known(known),
-                None => Coefficients::OfScores(&mut add),
+                None => Coefficients::OfScores(&mut of_scores),
             },
             gradients,
-        })?;
-        if is_known {
-            add(&scores)?;
-        }
-        sums.add_entropies(&scores);
-        Ok(())
+        })
     }
 
     /// Where the pass over these completions gets the inputs of its blocks from.
@@ -163,4 +219,36 @@ impl GrpoTrainer<'_> {
         }
         Some(all)
     }
+}
+
+/// The completions of a pass by their prompts: what becomes a piece each.
+fn groups_of<'a, 'b>(pass: &'a [&'b Item]) -> impl Iterator<Item = &'a [&'b Item]> {
+    pass.chunk_by(|a, b| a.group == b.group)
+}
+
+/// What a pass gave, by its pieces.
+fn split(items: &[&Item], gradients: Vec<Vec<f64>>, scores: &Scores) -> Result<Vec<Piece>> {
+    let mut start = 0;
+    let pieces: Vec<Piece> = groups_of(items)
+        .zip(gradients)
+        .map(|(own, gradient)| {
+            let own = start..start + own.iter().map(|item| item.sampled.len()).sum::<usize>();
+            start = own.end;
+            Piece {
+                gradient,
+                logprobs: scores.logprobs[own.clone()].to_vec(),
+                entropies: scores.entropies[own].to_vec(),
+            }
+        })
+        .collect();
+    match start == scores.logprobs.len() {
+        true => Ok(pieces),
+        false => Err(Error::Internal(
+            "a pass gave other pieces than its prompts".to_owned(),
+        )),
+    }
+}
+
+fn missing_piece(rank: usize) -> Error {
+    Error::Internal(format!("rank {rank} left out a part of an update"))
 }

@@ -1,18 +1,21 @@
 //! The first half of a step: prompts → completions → rewards → advantages.
 
+use serde::{Deserialize, Serialize};
+
 use super::advantages::{Advantages, advantages};
 use crate::adapter::Adapter;
 use crate::config::{GrpoConfig, Sizes};
 use crate::data::DataOrder;
 use crate::data::prompts::PromptedProblem;
 use crate::model::{BatchInputs, GroupInputs};
+use crate::ranks::Ranks;
 use crate::reward::{RewardSet, Sample};
 use crate::rollout::{Completion, Engine, Request, SamplingParams};
 use crate::run::signals;
 use crate::{Error, Result};
 
 /// A prompt with its completions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Group {
     /// Index of the problem.
     pub problem: usize,
@@ -21,7 +24,10 @@ pub struct Group {
     pub rewards: Vec<Vec<f64>>,
     /// Answer that the first grader found in each completion.
     pub extracted: Vec<Option<String>>,
-    /// What the rollout recorded for the update.
+    /// The rank that sampled it, which passes over it in updates.
+    pub owner: usize,
+    /// What the rollout recorded for the update, on the rank that sampled.
+    #[serde(skip)]
     pub inputs: Option<GroupInputs>,
 }
 
@@ -50,6 +56,7 @@ pub struct Sampler<'a> {
     pub eos: Vec<u32>,
     pub seed: u64,
     pub sizes: Sizes,
+    pub ranks: Ranks,
 }
 
 impl Sampler<'_> {
@@ -105,7 +112,7 @@ impl Sampler<'_> {
         })
     }
 
-    /// Groups of `count` problems from `position` on, in order.
+    /// Groups of `count` problems from `position` on, in order: every rank samples its share.
     fn rollout(
         &mut self,
         adapter: &Adapter,
@@ -114,18 +121,28 @@ impl Sampler<'_> {
         count: usize,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<Group>> {
+        let share = self.ranks.share(count);
+        let first = position + share.start as u64;
+        let own = self.own_rollout(adapter, step, first, share.len(), on_progress);
+        let all = self.ranks.gather(own)?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// Groups of `count` problems from `position` on, in order, sampled by this rank.
+    fn own_rollout(
+        &mut self,
+        adapter: &Adapter,
+        step: u64,
+        position: u64,
+        count: usize,
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<Group>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         let n = self.config.num_generations;
-        let places: Vec<u64> = (position..).take(count).collect();
-        let chosen: Vec<usize> = places.iter().map(|&p| self.order.at(p)).collect();
-        let requests: Vec<Request> = places
-            .iter()
-            .zip(&chosen)
-            .map(|(&id, &problem)| Request {
-                id,
-                prompt: self.problems[problem].prompt.tokens.clone(),
-                n,
-            })
-            .collect();
+        let owner = self.ranks.rank();
+        let (chosen, requests) = self.requests(position, count);
         let params = self.params(step);
         let batch = Asked {
             problems: self.problems,
@@ -147,7 +164,10 @@ impl Sampler<'_> {
         )?;
         signals::check()?;
         let logprobs = completions.iter().flatten().flat_map(|c| &c.logprobs);
-        if let Some(broken) = logprobs.copied().find(|l| !l.is_finite()) {
+        // Other engines leave some out (NaN).
+        let exact = self.engine.exact();
+        let is_broken = |l: &f32| l.is_infinite() || (exact && l.is_nan());
+        if let Some(broken) = logprobs.copied().find(is_broken) {
             return Err(Error::Diverged(format!(
                 "a log-probability of the completions of step {} is {broken}: the adapter's numbers \
                  have grown too large; lower optim.learning_rate",
@@ -177,10 +197,36 @@ impl Sampler<'_> {
                         .map(Option::take)
                         .collect(),
                     completions,
+                    owner,
                     inputs: recorded.next().flatten(),
                 }
             })
             .collect())
+    }
+
+    /// The problems at `count` places from `position` on, and what the engine is asked for them.
+    fn requests(&mut self, position: u64, count: usize) -> (Vec<usize>, Vec<Request>) {
+        let places = (position..).take(count);
+        places
+            .map(|id| {
+                let problem = self.order.at(id);
+                let prompt = self.problems[problem].prompt.tokens.clone();
+                let n = self.config.num_generations;
+                (problem, Request { id, prompt, n })
+            })
+            .unzip()
+    }
+
+    /// Has the engine start on the generation batch of `step`, if it can while this process goes on:
+    /// [`Self::sample`] then gives completions of this adapter.
+    pub fn begin(&mut self, adapter: &Adapter, step: u64, position: u64) -> Result<()> {
+        let share = self.ranks.share(self.config.prompts_per_step);
+        let (_, requests) = self.requests(position + share.start as u64, share.len());
+        let params = self.params(step);
+        match requests.is_empty() {
+            true => Ok(()),
+            false => self.engine.begin(Some(adapter), &requests, &params),
+        }
     }
 
     fn judge(&self, groups: &[Group]) -> Result<Advantages> {

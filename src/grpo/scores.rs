@@ -30,8 +30,8 @@ impl GrpoTrainer<'_> {
             first += number;
             let (batch, scores) = (&pass.batch, &pass.scores);
             let own: Vec<&Item> = items.iter().collect();
-            sums.add(&self.loss, &policy, &own, batch, &scores.logprobs);
-            sums.add_entropies(scores);
+            sums.add(&self.loss, &policy, &own, &scores.logprobs);
+            sums.add_entropies(&scores.entropies);
             rows.extend_from_slice(pass.gradients.rows().unwrap_or_default());
             for (item, logprobs) in items.iter_mut().zip(batch.by_completion(&scores.logprobs)) {
                 item.old = Some(logprobs.to_vec());

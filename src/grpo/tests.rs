@@ -16,8 +16,10 @@ use crate::data::{DataOrder, Problem};
 use crate::lockstep::Seat;
 use crate::model::{Batch, Decoder, Passes, Placement, Tokenizer, tests as fixtures};
 use crate::ops::Backend;
+use crate::ranks::{Ranks, threads::on_ranks};
 use crate::reward::{Grader, RewardSet};
 use crate::rollout::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
+use crate::run::logs::is_timing;
 use crate::run::training::{StepOutput, Trainer};
 
 /// Problems whose answers are words that the random model says now and then.
@@ -89,12 +91,19 @@ impl World {
     }
 
     fn trainer(&self) -> GrpoTrainer<'_> {
-        self.trainer_with(fixtures::adapter(&self.decoder))
+        self.trainer_of_rank(Ranks::alone())
     }
 
-    pub(super) fn trainer_with(&self, adapter: Adapter) -> GrpoTrainer<'_> {
+    fn trainer_of_rank(&self, ranks: Ranks) -> GrpoTrainer<'_> {
+        self.trainer_with(fixtures::adapter(&self.decoder), ranks)
+    }
+
+    pub(super) fn trainer_with(&self, adapter: Adapter, ranks: Ranks) -> GrpoTrainer<'_> {
         let engine = Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16));
-        let sampler = self.sampler(engine, &self.config, 1);
+        let sampler = Sampler {
+            ranks,
+            ..self.sampler(engine, &self.config, 1)
+        };
         GrpoTrainer::new(
             &self.config,
             &self.optim,
@@ -137,12 +146,17 @@ impl World {
             eos: vec![0],
             seed,
             sizes: self.sizes,
+            ranks: Ranks::alone(),
         }
     }
 
     /// Parameters and outputs after `steps` steps.
     pub(super) fn train(&self, steps: usize) -> (Vec<f32>, Vec<StepOutput>) {
-        let mut trainer = self.trainer();
+        self.train_of(steps, Ranks::alone())
+    }
+
+    fn train_of(&self, steps: usize, ranks: Ranks) -> (Vec<f32>, Vec<StepOutput>) {
+        let mut trainer = self.trainer_of_rank(ranks);
         let outputs = (0..steps)
             .map(|_| trainer.step(&mut |_, _| {}).expect("a step"))
             .collect();
@@ -400,6 +414,51 @@ fn micro_batches_do_not_change_the_update() {
     }
 }
 
+/// Parameters, and the bits of all metrics but those of the clock.
+fn timeless((v, outputs): (Vec<f32>, Vec<StepOutput>)) -> (Vec<f32>, Vec<(String, u64)>) {
+    let metrics = outputs.iter().flat_map(|output| output.metrics.iter());
+    let timeless = metrics.filter(|(name, _)| !is_timing(name));
+    (
+        v,
+        timeless
+            .map(|(name, value)| (name.to_owned(), value.to_bits()))
+            .collect(),
+    )
+}
+
+#[test]
+fn any_number_of_ranks_gives_the_bits_of_one_process() {
+    let inner = GrpoConfig {
+        beta: 0.1,
+        num_iterations: 2,
+        steps_per_generation: 2,
+        loss_type: LossType::Bnpo,
+        ..config()
+    };
+    let dynamic = GrpoConfig {
+        dynamic_sampling: true,
+        micro_batch_tokens: Some(30),
+        ..config()
+    };
+    for config in [config(), inner, dynamic] {
+        for natural in [false, true] {
+            if natural && config.beta != 0.0 {
+                continue;
+            }
+            let world = World::new(cpu(), config.clone());
+            let world = if natural { world.natural() } else { world };
+            let alone = world.train(3);
+            assert_learns(&alone.1);
+            let alone = timeless(alone);
+            for count in [2, 3, 5] {
+                for one in on_ranks(count, |ranks| timeless(world.train_of(3, ranks))) {
+                    assert_eq!(one, alone, "{count} ranks, {config:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn sizes_taken_from_memory_change_no_bit_on_the_cpu() {
     for natural in [false, true] {
@@ -407,14 +466,7 @@ fn sizes_taken_from_memory_change_no_bit_on_the_cpu() {
             let mut world = World::new(cpu(), config());
             world.sizes = sizes;
             let world = if natural { world.natural() } else { world };
-            let (v, outputs) = world.train(2);
-            let mut metrics = Vec::new();
-            for output in &outputs {
-                let timeless = |name: &str| !name.contains("time") && !name.contains("second");
-                let all = output.metrics.iter().filter(|(name, _)| timeless(name));
-                metrics.extend(all.map(|(name, value)| (name.to_owned(), value.to_bits())));
-            }
-            (v, metrics)
+            timeless(world.train(2))
         };
         let whole = train(Sizes::default());
         for (pass_tokens, activation_memory) in [(1, 0), (30, 1 << 30), (30, 5000)] {

@@ -12,7 +12,6 @@ use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::{GrpoConfig, LossType, OptimConfig};
 use crate::model::{Batch, Decoder, Passes, ScorePass, pack};
-use crate::ops::head::Scores;
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
 use crate::run::logs::CompletionRow;
@@ -31,6 +30,9 @@ pub struct GrpoTrainer<'a> {
     step: u64,
     position: u64,
     num_tokens: u64,
+    total_steps: u64,
+    /// Completions of the next step are sampled while this one is learnt from.
+    overlaps: bool,
 }
 
 /// A completion in an update.
@@ -84,7 +86,17 @@ impl<'a> GrpoTrainer<'a> {
             step: 0,
             position: 0,
             num_tokens: 0,
+            total_steps,
+            overlaps: false,
         }
+    }
+
+    /// Has the completions of the next step sampled while this one is learnt from, by the policy before
+    /// the update: one step off the policy that learns from them, which the correction for another
+    /// sampler corrects for, too.
+    pub fn one_step_off_policy(mut self, overlaps: bool) -> Self {
+        self.overlaps = overlaps;
+        self
     }
 
     /// Leaves the passes of its updates to something else than the decoder itself.
@@ -96,6 +108,16 @@ impl<'a> GrpoTrainer<'a> {
     #[cfg(test)]
     pub(super) fn sampler_mut(&mut self) -> &mut Sampler<'a> {
         &mut self.sampler
+    }
+
+    /// What went over the network so far, as metrics.
+    fn bytes(&self) -> [(&'static str, u64); 3] {
+        let (sent, received) = self.sampler.engine.bytes();
+        [
+            ("bytes/ranks_sent", self.sampler.ranks.bytes_sent()),
+            ("bytes/rollout_sent", sent),
+            ("bytes/rollout_received", received),
+        ]
     }
 
     /// All updates on one generation batch.
@@ -256,7 +278,31 @@ impl<'a> GrpoTrainer<'a> {
         adapter: Option<&Adapter>,
         mut each: impl FnMut(&mut Item, Vec<f64>),
     ) -> Result<()> {
-        for micro_batch in self.micro_batches(rollouts, items, |item| self.is_trained(item)) {
+        let ranks = &self.sampler.ranks;
+        let own = self.own_scores(rollouts, items, adapter);
+        let mut by_rank = ranks.gather(own)?;
+        by_rank.iter_mut().for_each(|own| own.reverse());
+        for item in items.iter_mut().filter(|item| self.is_trained(item)) {
+            let owner = rollouts.groups[item.group].owner;
+            if let Some(logps) = by_rank[owner].pop() {
+                each(item, logps);
+            }
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of the completions of this rank that are trained on, in order.
+    fn own_scores(
+        &self,
+        rollouts: &Rollouts,
+        items: &[Item],
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let rank = self.sampler.ranks.rank();
+        let is_own =
+            |item: &Item| self.is_trained(item) && rollouts.groups[item.group].owner == rank;
+        let mut all = Vec::new();
+        for micro_batch in self.micro_batches(rollouts, items, is_own) {
             signals::check()?;
             let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
             let batch = self.pack(rollouts, &own)?;
@@ -266,11 +312,9 @@ impl<'a> GrpoTrainer<'a> {
                 temperature: self.config.temperature,
             })?;
             let logps = batch.by_completion(&scores.logprobs);
-            for (&i, logps) in micro_batch.iter().zip(logps) {
-                each(&mut items[i], logps.to_vec());
-            }
+            all.extend(logps.map(<[f64]>::to_vec));
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Completions packed with the prompts of their groups, each prompt once.
@@ -326,21 +370,22 @@ pub(super) struct Policy {
 }
 
 impl Sums {
-    /// Adds all completions of a pass with these log-probabilities, and gives dL/dlogp of every
-    /// token.
+    /// Adds completions whose tokens have these log-probabilities, one after the other, and gives
+    /// dL/dlogp of every token.
     pub(super) fn add(
         &mut self,
         params: &LossParams,
         policy: &Policy,
         items: &[&Item],
-        batch: &Batch,
         logps: &[f64],
     ) -> Vec<f64> {
-        let mut gradient = vec![0.0; batch.targets.len()];
-        let mut rest = &mut gradient[..];
-        for (item, logps) in items.iter().zip(batch.by_completion(logps)) {
-            let (own, others) = rest.split_at_mut(logps.len());
-            rest = others;
+        let mut gradient = vec![0.0; logps.len()];
+        let (mut rest, mut logps_left) = (&mut gradient[..], logps);
+        for item in items {
+            let length = item.sampled.len();
+            let (logps, after) = logps_left.split_at(length);
+            let (own, others) = rest.split_at_mut(length);
+            (rest, logps_left) = (others, after);
             let old = match (policy.moved, &item.old) {
                 (false, _) => logps,
                 (true, Some(old)) => old,
@@ -367,10 +412,10 @@ impl Sums {
         gradient
     }
 
-    pub(super) fn add_entropies(&mut self, scores: &Scores) {
+    pub(super) fn add_entropies(&mut self, entropies: &[f64]) {
         // One by one: the sum must not depend on what was packed together.
-        scores.entropies.iter().for_each(|e| self.entropy += e);
-        self.tokens += scores.entropies.len();
+        entropies.iter().for_each(|e| self.entropy += e);
+        self.tokens += entropies.len();
     }
 
     fn write(&self, loss: &LossParams, metrics: &mut StepMetrics) {
@@ -405,6 +450,7 @@ impl Sums {
 impl Trainer for GrpoTrainer<'_> {
     fn step(&mut self, on_progress: &mut dyn FnMut(usize, usize)) -> Result<StepOutput> {
         let started = Instant::now();
+        let bytes_before = self.bytes();
         // Rollouts are about half of the time: they count from 0 to 1000, the updates to 2000.
         let rollouts = self.sampler.sample(
             self.learner.adapter(),
@@ -413,6 +459,11 @@ impl Trainer for GrpoTrainer<'_> {
             &mut |done, total| on_progress(1000 * done / total.max(1), 2000),
         )?;
         let rollout_time = started.elapsed().as_secs_f64();
+        if self.overlaps && self.step + 1 < self.total_steps {
+            let next = self.position + rollouts.drawn;
+            self.sampler
+                .begin(self.learner.adapter(), self.step + 1, next)?;
+        }
         let sums = self.learn(&rollouts, &mut |done, total| {
             on_progress(1000 + 1000 * done / total.max(1), 2000);
         })?;
@@ -442,6 +493,11 @@ impl Trainer for GrpoTrainer<'_> {
             ("tokens_per_second", sampled as f64 / step_time),
         ] {
             metrics.set(name, value);
+        }
+        for ((name, after), (_, before)) in self.bytes().into_iter().zip(bytes_before) {
+            if after > before {
+                metrics.set(name, (after - before) as f64);
+            }
         }
         Ok(StepOutput {
             metrics,

@@ -3,12 +3,13 @@
 //! A prompt is prefilled once and its keys and values are shared by its completions. Finished rows
 //! leave the batch and waiting ones join at once. What is drawn does not depend on any of it.
 
+use super::Completion;
 use super::device_sampler::{self, DeviceSampler};
+use super::finish::finished_at;
 use super::native::{Item, NativeEngine};
 use super::parallel::Observers;
 use super::recording::Recording;
 use super::sampler::{Draw, Sampled, sample};
-use super::{Completion, FinishReason};
 use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::model::{GroupInputs, KvCache, SlotId};
@@ -308,39 +309,14 @@ impl<'a> Batch<'a> {
     }
 
     fn finished(&self, row: &Row) -> Option<Completion> {
-        let tokenizer = self.engine.tokenizer;
         let params = self.items[row.item].params;
-        let last = *row.tokens.last()?;
-        let mut text = None;
-        let finish = if params.eos.contains(&last) {
-            FinishReason::Eos
-        } else if self.stopped(row) {
-            let whole = tokenizer.decode(&row.tokens, true);
-            let end = params.stop.iter().filter_map(|s| whole.find(s)).min();
-            text = end.map(|end| whole[..end].to_owned());
-            FinishReason::Stop
-        } else if row.tokens.len() >= params.max_tokens {
-            FinishReason::Length
-        } else {
-            return None;
-        };
+        let (finish, text) = finished_at(self.engine.tokenizer, &row.tokens, params)?;
         Some(Completion {
             tokens: row.tokens.clone(),
             logprobs: row.logprobs.clone(),
-            text: text.unwrap_or_else(|| tokenizer.decode(&row.tokens, true)),
+            text,
             finish,
         })
-    }
-
-    /// Whether the text of the last tokens, long enough for any stop string, holds one.
-    fn stopped(&self, row: &Row) -> bool {
-        let stop = &self.items[row.item].params.stop;
-        let Some(longest) = stop.iter().map(String::len).max() else {
-            return false;
-        };
-        let tail = &row.tokens[row.tokens.len().saturating_sub(longest + 8)..];
-        let text = self.engine.tokenizer.decode(tail, true);
-        stop.iter().any(|s| text.contains(s))
     }
 
     /// One pass of the model: a token more for the rows, of which there are `decoding` or which do not

@@ -2,14 +2,23 @@
 
 mod batch;
 mod device_sampler;
+mod engines;
+mod finish;
 mod native;
 #[cfg(test)]
 mod native_tests;
 mod parallel;
 mod recording;
+mod remote;
 pub mod sampler;
+mod shared;
 
+pub use engines::Engines;
 pub use native::{Answer, Ask, NativeEngine, check_prompts, is_exact};
+pub use remote::{RemoteEngine, Site};
+pub use shared::SharedEngine;
+
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::adapter::Adapter;
@@ -36,7 +45,7 @@ pub struct SamplingParams {
 }
 
 /// One prompt of which `n` completions are wanted. The prompt is computed once.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Identifies the prompt in the random stream: (seed, step, id, sample, position) fixes a draw.
     pub id: u64,
@@ -45,7 +54,7 @@ pub struct Request {
 }
 
 /// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     Eos,
@@ -55,7 +64,7 @@ pub enum FinishReason {
 }
 
 /// One sampled completion.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Sampled ids, the end-of-sequence id included.
     pub tokens: Vec<u32>,
@@ -108,5 +117,21 @@ pub trait Engine {
     /// scoring gives, so that there is no difference to correct for.
     fn exact(&self) -> bool {
         false
+    }
+
+    /// Starts on requests that [`Self::generate`] will be asked for next, while something else is done:
+    /// it then gives the completions of this adapter. Nothing where sampling needs this process.
+    fn begin(
+        &mut self,
+        _adapter: Option<&Adapter>,
+        _requests: &[Request],
+        _params: &SamplingParams,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// Bytes sent to and received from other processes so far.
+    fn bytes(&self) -> (u64, u64) {
+        (0, 0)
     }
 }

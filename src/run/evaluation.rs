@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::directory::RunDirectory;
 use super::fs;
+use super::job::Place;
 use super::progress::Progress;
 use super::training::Evaluation;
 use crate::adapter::Adapter;
 use crate::config::Config;
 use crate::eval::{self, CompletionLog, EvalOptions, EvalResult, EvalSet, SetOptions};
-use crate::lockstep::Seat;
 use crate::model::{Model, Tokenizer};
-use crate::rollout::{Engine, NativeEngine};
+use crate::ranks::Ranks;
+use crate::rollout::{Engines, SharedEngine};
 use crate::{Error, Result};
 
 /// The data sets of `[eval]` with their prompts.
@@ -25,12 +25,12 @@ pub struct Evaluator<'a> {
     sets: &'a [EvalSet],
     /// Greedy or as configured, and at temperature 1 when that is asked for as well.
     passes: Vec<Pass>,
-    max_batch_size: usize,
+    engines: &'a Engines<'a>,
+    /// Where the root keeps completions.
     folder: PathBuf,
+    ranks: Ranks,
     /// Where completions of the untrained model are shared with other runs.
     shared: Option<PathBuf>,
-    /// Where the model is shared with runs in lockstep.
-    seat: Option<&'a Seat<'a>>,
     progress: Progress,
 }
 
@@ -86,9 +86,8 @@ impl<'a> Evaluator<'a> {
         config: &Config,
         sets: &'a [EvalSet],
         model: &Model,
-        directory: &RunDirectory,
-        max_batch_size: usize,
-        progress: Progress,
+        place: &Place<'_>,
+        engines: &'a Engines<'a>,
     ) -> Result<Self> {
         let context = model.decoder.config.max_position_embeddings;
         let base = EvalOptions {
@@ -119,20 +118,26 @@ impl<'a> Evaluator<'a> {
                 options,
             });
         }
-        let folder = evaluations(directory.path());
-        fs::create_dir_all(&folder)?;
-        fs::remove_temporaries(&folder)?;
-        for set in sets {
-            write_problems(&folder, set)?;
-        }
+        let folder = match place.directory {
+            Some(directory) => {
+                let folder = evaluations(directory.path());
+                fs::create_dir_all(&folder)?;
+                fs::remove_temporaries(&folder)?;
+                for set in sets {
+                    write_problems(&folder, set)?;
+                }
+                folder
+            }
+            None => PathBuf::new(),
+        };
         Ok(Self {
             sets,
             passes,
-            max_batch_size,
+            engines,
             folder,
             shared: None,
-            seat: None,
-            progress,
+            ranks: place.ranks.clone(),
+            progress: place.progress,
         })
     }
 
@@ -145,18 +150,8 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// Has completions sampled together with those of other runs.
-    pub fn share_model(&mut self, seat: &'a Seat<'a>) {
-        self.seat = Some(seat);
-    }
-
     /// Evaluates the untrained model where that is shared and nobody has claimed it.
-    pub fn evaluate_untrained(
-        &self,
-        model: &Model,
-        adapter: &Adapter,
-        claimed: &Claimed,
-    ) -> Result<()> {
+    pub fn evaluate_untrained(&self, adapter: &Adapter, claimed: &Claimed) -> Result<()> {
         for set in self.sets {
             for pass in &self.passes {
                 let Some(file) = self.shared_file(0, set, &configuration(0, set, pass)) else {
@@ -166,7 +161,7 @@ impl<'a> Evaluator<'a> {
                 let is_ours = !file.exists() && claimed.insert(file);
                 drop(claimed);
                 if is_ours {
-                    self.run(0, set, pass, model, adapter)?;
+                    self.run(0, set, pass, adapter)?;
                 }
             }
         }
@@ -188,7 +183,7 @@ impl<'a> Evaluator<'a> {
     ///
     /// Completions go to `evaluations/` as they finish, so that an interrupted evaluation goes on
     /// where it stopped.
-    pub fn evaluate(&self, step: u64, model: &Model, adapter: &Adapter) -> Result<Evaluation> {
+    pub fn evaluate(&self, step: u64, adapter: &Adapter) -> Result<Evaluation> {
         let mut evaluation = Evaluation {
             step,
             ..Evaluation::default()
@@ -196,7 +191,7 @@ impl<'a> Evaluator<'a> {
         for set in self.sets {
             let mut scores = Map::new();
             for pass in &self.passes {
-                let result = self.run(step, set, pass, model, adapter)?;
+                let result = self.run(step, set, pass, adapter)?;
                 if evaluation.score.is_none() {
                     evaluation.score = result.metrics.first().map(|m| m.value);
                 }
@@ -217,14 +212,7 @@ impl<'a> Evaluator<'a> {
         Ok(evaluation)
     }
 
-    fn run(
-        &self,
-        step: u64,
-        set: &EvalSet,
-        pass: &Pass,
-        model: &Model,
-        adapter: &Adapter,
-    ) -> Result<EvalResult> {
+    fn run(&self, step: u64, set: &EvalSet, pass: &Pass, adapter: &Adapter) -> Result<EvalResult> {
         let name = format!("step-{step:06}-{}{}.jsonl", pass.prefix, set.name);
         let path = self.folder.join(name);
         let configuration = configuration(step, set, pass);
@@ -232,20 +220,13 @@ impl<'a> Evaluator<'a> {
         if let Some(shared) = shared.as_deref().filter(|s| s.exists() && !path.exists()) {
             fs::write_atomic(&path, &fs::read(shared)?)?;
         }
-        let mut log = CompletionLog::open(&path, &configuration)?;
-        let mut engine: Box<dyn Engine + '_> = match self.seat {
-            Some(seat) => Box::new(seat.engine()),
-            None => Box::new(NativeEngine::new(
-                &model.decoder,
-                &model.tokenizer,
-                self.max_batch_size,
-            )),
-        };
+        let mut log = CompletionLog::of_ranks(&self.ranks, &path, &configuration)?;
+        let mut engine = SharedEngine::new(self.engines.engine(), &self.ranks);
         let total = set.problems.len() * pass.options.samples_per_problem;
         let label = format!("evaluating {}{}", pass.prefix.replace('_', " "), set.name);
         let bar = self.progress.bar(&label, total as u64);
         let result = eval::evaluate(
-            &mut *engine,
+            &mut engine,
             Some(adapter),
             set,
             &pass.options,

@@ -2,10 +2,13 @@
 //!
 //! `train` does one of these; `sweep` does many on the same model.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Checkpoint, Identity, Store};
 use super::directory::RunDirectory;
@@ -16,12 +19,15 @@ use super::plan::{self, Plan, Setting, Workload};
 use super::problems::{self, TrainingData};
 use super::progress::{Bar, Progress};
 use super::signals;
-use super::training::{Evaluation, Session};
+use super::state::TrainState;
+use super::training::{Evaluation, Records, Session};
 use crate::adapter::{Adapter, SvdCache};
 use crate::config::{Config, Sizes};
 use crate::eval::EvalSet;
 use crate::lockstep::Seat;
 use crate::model::{Checkpoint as Pretrained, LoadOptions, Model, OpenOptions, Tokenizer};
+use crate::ranks::Ranks;
+use crate::rollout::{Engines, Site};
 use crate::{Error, Result};
 
 /// Everything a training needs besides the model and a folder. Whatever can be refused has been
@@ -34,7 +40,9 @@ pub struct Job {
 
 /// Where and how a [`Job`] runs.
 pub struct Place<'a> {
-    pub directory: &'a RunDirectory,
+    pub ranks: Ranks,
+    /// On other ranks than the root there is none.
+    pub directory: Option<&'a RunDirectory>,
     /// Go on from the latest good checkpoint in the folder.
     pub resume: bool,
     /// Completions of the untrained model, shared between runs that would ask it the same.
@@ -148,29 +156,29 @@ impl Job {
     /// Those of [`Session::run`]; a checkpoint of another run.
     pub fn train(&self, model: &Model, place: &Place<'_>) -> Result<Outcome> {
         let (config, data) = (&self.config, &self.data);
-        let (directory, progress) = (place.directory, place.progress);
-        if !place.resume {
-            directory.write_config(config)?;
-        }
-        Environment::of(model, &model.decoder.placement.device).record(directory)?;
+        let (ranks, progress) = (&place.ranks, place.progress);
+        ranks.set_timeout(Duration::from_secs(config.train.ddp_timeout));
         let identity = Identity {
             model: model.hash.clone(),
             data: data.hash(),
             config: config.defining_keys()?,
         };
-        let mut store = Store::open(&directory.checkpoints(), config.train.save_total_limit)?;
-        let together = place.together.as_ref();
-        let notices = together.map_or(progress, |together| together.notices);
-        let checkpoint = latest(&mut store, directory, &identity, notices)?;
-        if place.resume {
-            directory.write_config(config)?;
-        }
+        // Before anything is made of it: a rank with another configuration computes something else.
+        let compared = serde_json::to_vec(&(env!("CARGO_PKG_VERSION"), &identity))
+            .map_err(|e| Error::Internal(format!("cannot compare ranks: {e}")))?;
+        ranks.agree("program, configuration, model or data", &compared)?;
+        let mut records = None;
+        let start = ranks.from_root(|| {
+            let (begun, start) = self.begin(model, place, &identity)?;
+            records = Some(begun);
+            Ok(start)
+        })?;
 
+        let together = place.together.as_ref();
         let adapter = match together {
             Some(together) => together.adapter.clone(),
-            None => make_adapter(config, model, progress)?,
+            None => make_adapter(config, model, ranks, progress)?,
         };
-        let seat = together.map(|together| together.seat);
         let trained_parameters = adapter.num_parameters();
         let total_steps = self.steps();
         progress.line(&format!(
@@ -179,61 +187,163 @@ impl Job {
             data.len()
         ));
         let sizes = place.sizes;
-        let mut trainer = data.trainer(config, model, adapter, total_steps, sizes, seat)?;
-        let mut evaluations = Vec::new();
-        let (mut lengths, mut dead_steps) = Default::default();
-        if let Some(checkpoint) = checkpoint {
-            trainer.restore(&checkpoint.state)?;
-            progress.line(&format!("going on after step {}", checkpoint.state.step));
-            (evaluations, lengths) = (checkpoint.evaluations, checkpoint.logs);
-            dead_steps = checkpoint.dead_steps;
+        let engines = self.engines(model, Some(&adapter), place)?;
+        let shared = (&engines, ranks);
+        let mut trainer = data.trainer(config, model, adapter, total_steps, sizes, shared)?;
+        if let Some(state) = &start.state {
+            trainer.restore(state)?;
+            progress.line(&format!("going on after step {}", state.step));
         }
 
         signals::install()?;
-        let evaluator = self.evaluator(model, place)?;
-        let mut evaluate = |step: u64, adapter: &Adapter| evaluator.evaluate(step, model, adapter);
+        let evaluator = self.evaluator(model, place, &engines)?;
+        let mut evaluate = |step: u64, adapter: &Adapter| evaluator.evaluate(step, adapter);
         let mut session = Session {
             config: &config.train,
             total_steps,
             identity,
-            store,
-            logs: Logs::open(directory, &lengths)?,
+            ranks: ranks.clone(),
+            records,
             progress,
             of_all: together.map(|together| together.steps),
-            evaluations,
-            dead_steps,
+            evaluations: start.evaluations()?,
+            dead_steps: start.dead_steps,
             evaluate: (!config.eval.data.is_empty()).then_some(&mut evaluate),
             write_adapter: &Adapter::save,
             curve: Vec::new(),
         };
         session.run(&mut *trainer)?;
         let (evaluations, curve) = (session.evaluations, session.curve);
-        trainer.adapter().save(&directory.adapter())?;
+        let mut path = PathBuf::new();
+        if let Some(directory) = place.directory {
+            path = directory.adapter();
+            trainer.adapter().save(&path)?;
+        }
         Ok(Outcome {
             steps: total_steps,
             trained_parameters,
             evaluations,
             curve,
-            adapter: directory.adapter(),
+            adapter: path,
             text: trainer.adapter().short_text(),
         })
+    }
+
+    /// What samples completions, for training and evaluation.
+    fn engines<'a>(
+        &self,
+        model: &'a Model,
+        adapter: Option<&Adapter>,
+        place: &'a Place<'_>,
+    ) -> Result<Engines<'a>> {
+        let (config, ranks) = (&self.config, &place.ranks);
+        if let Some(together) = &place.together {
+            return Ok(Engines::Lockstep(together.seat));
+        }
+        let folder = ranks.from_root(|| {
+            let directory = place.directory.map(RunDirectory::path);
+            Ok(directory
+                .map(|path| path.join("adapters"))
+                .unwrap_or_default())
+        })?;
+        let site = Site {
+            folder: &folder,
+            context: self.longest(),
+            rank: ranks.rank(),
+            ranks: ranks.size(),
+            progress: place.progress,
+        };
+        let batch = place.sizes.max_batch_size;
+        Engines::open(&config.rollout, model, adapter, batch, &site)
+    }
+
+    /// Tokens of the longest prompt with the longest completion, in training and evaluation.
+    fn longest(&self) -> usize {
+        let config = &self.config;
+        let training = self.data.longest_prompt() + config.grpo.max_completion_length;
+        let completion = config
+            .eval
+            .max_tokens
+            .unwrap_or(config.grpo.max_completion_length);
+        let prompts = self.sets.iter().map(EvalSet::longest_prompt);
+        prompts
+            .map(|prompt| prompt + completion)
+            .fold(training, usize::max)
+    }
+
+    /// What the root does before training: the folder's first files, and the checkpoint to go on from.
+    fn begin(
+        &self,
+        model: &Model,
+        place: &Place<'_>,
+        identity: &Identity,
+    ) -> Result<(Records, Start)> {
+        let config = &self.config;
+        let directory = place
+            .directory
+            .ok_or_else(|| Error::Internal("the root has no run directory".to_owned()))?;
+        if !place.resume {
+            directory.write_config(config)?;
+        }
+        Environment::of(model, &model.decoder.placement.device).record(directory)?;
+        let mut store = Store::open(&directory.checkpoints(), config.train.save_total_limit)?;
+        let together = place.together.as_ref();
+        let notices = together.map_or(place.progress, |together| together.notices);
+        let checkpoint = latest(&mut store, directory, identity, notices)?;
+        if place.resume {
+            directory.write_config(config)?;
+        }
+        let (mut start, mut lengths) = (Start::default(), BTreeMap::new());
+        if let Some(checkpoint) = checkpoint {
+            lengths = checkpoint.logs;
+            start = Start::new(
+                checkpoint.state,
+                &checkpoint.evaluations,
+                checkpoint.dead_steps,
+            )?;
+        }
+        let logs = Logs::open(directory, &lengths)?;
+        Ok((Records { store, logs }, start))
+    }
+}
+
+/// Where a run goes on, as the root tells the other ranks.
+#[derive(Default, Serialize, Deserialize)]
+struct Start {
+    state: Option<TrainState>,
+    /// As JSON, which is what scores are kept in.
+    evaluations: String,
+    dead_steps: u64,
+}
+
+impl Start {
+    fn new(state: TrainState, evaluations: &[Evaluation], dead_steps: u64) -> Result<Self> {
+        Ok(Self {
+            state: Some(state),
+            evaluations: serde_json::to_string(evaluations)
+                .map_err(|e| Error::Internal(format!("cannot tell evaluations: {e}")))?,
+            dead_steps,
+        })
+    }
+
+    fn evaluations(&self) -> Result<Vec<Evaluation>> {
+        match self.evaluations.as_str() {
+            "" => Ok(Vec::new()),
+            text => serde_json::from_str(text)
+                .map_err(|e| Error::Internal(format!("cannot read evaluations: {e}"))),
+        }
     }
 }
 
 impl Job {
-    fn evaluator<'a>(&'a self, model: &'a Model, place: &'a Place<'_>) -> Result<Evaluator<'a>> {
-        let mut evaluator = Evaluator::new(
-            &self.config,
-            &self.sets,
-            model,
-            place.directory,
-            place.sizes.max_batch_size,
-            place.progress,
-        )?;
-        if let Some(together) = &place.together {
-            evaluator.share_model(together.seat);
-        }
-        if let Some(folder) = &place.shared {
+    fn evaluator<'a>(
+        &'a self,
+        model: &'a Model,
+        place: &'a Place<'_>,
+        engines: &'a Engines<'a>,
+    ) -> Result<Evaluator<'a>> {
+        let mut evaluator = Evaluator::new(&self.config, &self.sets, model, place, engines)?;
+        if let (Some(folder), true) = (&place.shared, place.ranks.is_root()) {
             evaluator.share_untrained(folder)?;
         }
         Ok(evaluator)
@@ -251,9 +361,12 @@ impl Job {
         adapter: &Adapter,
         claimed: &Claimed,
     ) -> Result<()> {
-        place.directory.write_config(&self.config)?;
-        self.evaluator(model, place)?
-            .evaluate_untrained(model, adapter, claimed)
+        if let Some(directory) = place.directory {
+            directory.write_config(&self.config)?;
+        }
+        let engines = self.engines(model, Some(adapter), place)?;
+        self.evaluator(model, place, &engines)?
+            .evaluate_untrained(adapter, claimed)
     }
 }
 
@@ -331,14 +444,19 @@ fn latest(
 }
 
 /// An untrained adapter as the configuration wants it.
-pub fn make_adapter(config: &Config, model: &Model, progress: Progress) -> Result<Adapter> {
+pub fn make_adapter(
+    config: &Config,
+    model: &Model,
+    ranks: &Ranks,
+    progress: Progress,
+) -> Result<Adapter> {
     let total = model.decoder.config.num_hidden_layers * 7;
     let bar = progress.bar("decomposing weights", total as u64);
     let adapter = Adapter::new(
         &config.adapter,
         model.base(),
         &model.decoder,
-        &SvdCache::user(),
+        &SvdCache::user().shared(ranks),
         &|done, _| bar.set_position(done as u64),
     );
     bar.clear();

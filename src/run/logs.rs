@@ -140,7 +140,11 @@ fn row(step: u64) -> Map<String, Value> {
     Map::from_iter([(STEP.to_owned(), step.into())])
 }
 
-/// Whether a metric depends on the clock rather than on the configuration.
+/// Whether a metric depends on the clock, or on how the work was divided, rather than on the
+/// configuration.
 pub fn is_timing(name: &str) -> bool {
-    name == "step_time" || name.starts_with("time/") || name.ends_with("_per_second")
+    let prefixes = ["time/", "bytes/"];
+    name == "step_time"
+        || name.ends_with("_per_second")
+        || prefixes.iter().any(|prefix| name.starts_with(prefix))
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::environment::file_field;
+use crate::ranks;
 
 /// Share of the free memory that a training may take unless it is told.
 const SHARE: (u64, u64) = (4, 5);
@@ -24,10 +25,21 @@ impl Limit {
                 origin: "as model.memory_gb says".to_owned(),
             }),
             // What the process has already is part of what it will have.
-            None => free().map(|free| Self {
-                bytes: free / SHARE.1 * SHARE.0 + resident().unwrap_or(0),
-                origin: "four fifths of what is free".to_owned(),
-            }),
+            None => free().map(|free| Self::of_free(free, ranks::local_size() as u64)),
+        }
+    }
+}
+
+impl Limit {
+    /// For one of `processes` of the run on this machine.
+    fn of_free(free: u64, processes: u64) -> Self {
+        let among = match processes {
+            1 => String::new(),
+            several => format!(", for {several} processes"),
+        };
+        Self {
+            bytes: free / SHARE.1 * SHARE.0 / processes + resident().unwrap_or(0),
+            origin: format!("four fifths of what is free{among}"),
         }
     }
 }

@@ -9,10 +9,10 @@ use crate::config::{Config, Method, Sizes};
 use crate::data::prompts::{PromptedProblem, Template};
 use crate::data::{self, DataOrder};
 use crate::grpo::{GrpoTrainer, Sampler};
-use crate::lockstep::Seat;
 use crate::model::{Model, Passes, Tokenizer};
+use crate::ranks::Ranks;
 use crate::reward::{Grader, RewardSet};
-use crate::rollout::{Engine, NativeEngine};
+use crate::rollout::Engines;
 use crate::sft::{Example, SftTrainer, end_of_turn};
 use crate::{Error, Result};
 
@@ -158,12 +158,12 @@ impl TrainingData {
         adapter: Adapter,
         total_steps: u64,
         sizes: Sizes,
-        seat: Option<&'a Seat<'a>>,
+        (engines, ranks): (&'a Engines<'a>, &Ranks),
     ) -> Result<Box<dyn Trainer + 'a>> {
         let seed = config.train.seed;
-        let passes: &dyn Passes = match seat {
-            Some(seat) => seat,
-            None => &model.decoder,
+        let passes: &dyn Passes = match engines {
+            Engines::Lockstep(seat) => *seat,
+            _ => &model.decoder,
         };
         match config.method {
             Method::Sft => {
@@ -177,20 +177,17 @@ impl TrainingData {
                     total_steps,
                 )?;
                 let trainer = trainer.with_pass_tokens(sizes.pass_tokens);
-                Ok(Box::new(trainer.with_passes(passes)))
+                Ok(Box::new(
+                    trainer.with_passes(passes).with_ranks(ranks.clone()),
+                ))
             }
             Method::Grpo => {
                 let longest = config.grpo.max_completion_length;
                 let rewards = RewardSet::from_config(&config.reward, self.default_reward, longest)?;
                 let all_one = vec![1.0; rewards.names().count()];
-                let batch = sizes.max_batch_size;
-                let engine: Box<dyn Engine + 'a> = match seat {
-                    Some(seat) => Box::new(seat.engine()),
-                    None => Box::new(NativeEngine::new(&model.decoder, &model.tokenizer, batch)),
-                };
                 let sampler = Sampler {
                     config: &config.grpo,
-                    engine,
+                    engine: engines.engine(),
                     problems: &self.problems,
                     rewards,
                     weights: config.grpo.reward_weights.clone().unwrap_or(all_one),
@@ -198,11 +195,14 @@ impl TrainingData {
                     eos: model.tokenizer.eos_ids().to_vec(),
                     seed,
                     sizes,
+                    ranks: ranks.clone(),
                 };
                 let (grpo, optim) = (&config.grpo, &config.optim);
                 let trainer =
                     GrpoTrainer::new(grpo, optim, &model.decoder, adapter, sampler, total_steps);
-                Ok(Box::new(trainer.with_passes(passes)))
+                let overlaps = config.rollout.one_step_off_policy;
+                let trainer = trainer.with_passes(passes);
+                Ok(Box::new(trainer.one_step_off_policy(overlaps)))
             }
         }
     }

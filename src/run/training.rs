@@ -13,6 +13,7 @@ use super::signals;
 use super::state::TrainState;
 use crate::adapter::Adapter;
 use crate::config::TrainConfig;
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 
 /// What one step gives.
@@ -55,14 +56,21 @@ pub struct Evaluation {
 /// Evaluates an adapter after a step.
 pub type Evaluate<'a> = dyn FnMut(u64, &Adapter) -> Result<Evaluation> + 'a;
 
+/// The files that grow while a run goes on.
+pub struct Records {
+    pub store: Store,
+    pub logs: Logs,
+}
+
 /// What the loop needs besides the trainer.
 pub struct Session<'a> {
     pub config: &'a TrainConfig,
     /// Steps of the whole run.
     pub total_steps: u64,
     pub identity: Identity,
-    pub store: Store,
-    pub logs: Logs,
+    pub ranks: Ranks,
+    /// What is written; on other ranks than the root nothing.
+    pub records: Option<Records>,
     pub progress: Progress,
     /// Counts the steps of this run and of others beside it.
     pub of_all: Option<&'a Bar>,
@@ -117,19 +125,48 @@ impl Session<'_> {
                     self.of_all.inspect(|bar| bar.inc(1));
                     self.check_alive(&metrics, state.step)?;
                 }
-                Err(Error::Interrupted(_)) => {
-                    // The step in flight is abandoned: back to where it began.
-                    trainer.restore(&state)?;
-                    return Err(self.interrupted(trainer, &state));
-                }
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.abandoned(trainer, &state, error)),
             }
-            if signals::interrupted() {
-                return Err(self.interrupted(trainer, &state));
+            if let Err(error) = self.agree(&state) {
+                // What the ranks do not have in common is not worth a checkpoint.
+                return Err(match error {
+                    Error::Interrupted(_) => self.interrupted(trainer, &state),
+                    other => other,
+                });
             }
         }
         bar.finish();
         Ok(())
+    }
+
+    /// Whether a signal has asked to stop, and all ranks are at the same state of the same run.
+    fn agree(&self, state: &TrainState) -> Result<()> {
+        if self.ranks.is_alone() {
+            return signals::check();
+        }
+        let bytes = serde_json::to_vec(&(&self.identity, state))
+            .map_err(|e| Error::Internal(format!("cannot compare ranks: {e}")))?;
+        let what = format!("state after step {}", state.step);
+        self.ranks.agree(&what, &bytes)
+    }
+
+    /// What to say of a step that was not finished. Where the cause lies outside (a signal, a rank or a
+    /// server that is gone), the state in which it began is saved.
+    fn abandoned(&mut self, trainer: &mut dyn Trainer, state: &TrainState, error: Error) -> Error {
+        let saved = |why: String| format!("{why}; saved after step {}", state.step);
+        let after_saving: &dyn Fn(String) -> Error = match error {
+            Error::Interrupted(_) => &|why| Error::Interrupted(saved(why)),
+            Error::Lost(_) => &|why| Error::Lost(saved(why)),
+            other => return other,
+        };
+        // The step in flight is abandoned: back to where it began.
+        match trainer
+            .restore(state)
+            .and_then(|()| self.save(trainer, state))
+        {
+            Ok(()) => after_saving(error.to_string()),
+            Err(other) => other,
+        }
     }
 
     /// One step with its lines in the logs.
@@ -143,10 +180,11 @@ impl Session<'_> {
             metrics,
             completions,
         } = output;
-        self.logs.step(step, &metrics)?;
         let limit = self.config.num_completions_to_log.unwrap_or(usize::MAX);
-        self.logs
-            .completions(step, &completions[..limit.min(completions.len())])?;
+        if let Some(Records { logs, .. }) = &mut self.records {
+            logs.step(step, &metrics)?;
+            logs.completions(step, &completions[..limit.min(completions.len())])?;
+        }
         self.curve
             .extend(metrics.get("reward").or(metrics.get("loss")));
         bar.set_message(one_line(&metrics));
@@ -182,20 +220,22 @@ impl Session<'_> {
     }
 
     fn save(&mut self, trainer: &dyn Trainer, state: &TrainState) -> Result<()> {
-        if self.store.has(state.step) {
+        let Some(Records { store, logs }) = &mut self.records else {
+            return Ok(());
+        };
+        if store.has(state.step) {
             // A kill may have come between its saving and the removal of older ones.
-            return self.store.prune();
+            return store.prune();
         }
         let checkpoint = Checkpoint {
             identity: self.identity.clone(),
             state: state.clone(),
-            logs: self.logs.sync()?,
+            logs: logs.sync()?,
             evaluations: self.evaluations.clone(),
             dead_steps: self.dead_steps,
         };
         let write = self.write_adapter;
-        self.store
-            .save(&checkpoint, |path| write(trainer.adapter(), path))
+        store.save(&checkpoint, |path| write(trainer.adapter(), path))
     }
 
     fn evaluation_is_due(&self, step: u64) -> bool {
@@ -210,9 +250,10 @@ impl Session<'_> {
             return Ok(());
         };
         let evaluation = evaluate(step, adapter)?;
-        self.logs
-            .evaluation(step, &evaluation.scores, evaluation.seconds)?;
-        self.store.set_score(step, evaluation.score)?;
+        if let Some(Records { store, logs }) = &mut self.records {
+            logs.evaluation(step, &evaluation.scores, evaluation.seconds)?;
+            store.set_score(step, evaluation.score)?;
+        }
         self.evaluations.push(evaluation);
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::adapter::{Adapter, AdapterKind};
 use crate::config::Sizes;
 use crate::lockstep::{self, Lockstep, Seat};
 use crate::model::Model;
+use crate::ranks::Ranks;
 use crate::run::directory::{CONFIG, RunDirectory};
 use crate::run::evaluation::Claimed;
 use crate::run::job::{self, Job, Outcome, Place, Together};
@@ -138,7 +139,8 @@ impl Training<'_> {
         let started = Instant::now();
         let (directory, resume) = open_directory(&sweep.run(&run.point.name))?;
         let place = Place {
-            directory: &directory,
+            ranks: Ranks::alone(),
+            directory: Some(&directory),
             resume,
             shared: starts_untrained(run).then(|| sweep.untrained()),
             sizes: run.sizes,
@@ -204,7 +206,8 @@ impl Training<'_> {
     fn adapters(&self, group: &[Run<'_>]) -> Result<Vec<Adapter>> {
         let mut adapters: Vec<Adapter> = Vec::with_capacity(group.len());
         for run in group {
-            let mut adapter = job::make_adapter(&run.job.config, self.model, self.progress)?;
+            let mut adapter =
+                job::make_adapter(&run.job.config, self.model, &Ranks::alone(), self.progress)?;
             for other in &adapters {
                 adapter.share_factors(other)?;
             }
@@ -270,7 +273,8 @@ impl Places<'_> {
     fn of<'a>(&'a self, number: usize, seat: &'a Seat<'a>) -> Place<'a> {
         let (run, (directory, resume)) = (&self.group[number], &self.directories[number]);
         Place {
-            directory,
+            ranks: Ranks::alone(),
+            directory: Some(directory),
             resume: *resume,
             shared: starts_untrained(run).then(|| self.untrained.clone()),
             sizes: run.sizes,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::{SVD_VERSION, Svd};
+use crate::ranks::Ranks;
 
 /// First bytes of a file, the version of its layout among them.
 const MAGIC: &[u8; 8] = b"TLSVD\0\0\x01";
@@ -20,6 +21,8 @@ const MAX_BYTES: usize = 1 << 30;
 #[derive(Debug, Clone)]
 pub struct SvdCache {
     folder: Option<PathBuf>,
+    /// Those who share the work of what is not there.
+    pub(super) ranks: Ranks,
 }
 
 /// What a cached decomposition depends on.
@@ -40,6 +43,7 @@ impl SvdCache {
     pub fn user() -> Self {
         Self {
             folder: user_cache_dir().map(|dir| dir.join("svd")),
+            ranks: Ranks::alone(),
         }
     }
 
@@ -47,12 +51,22 @@ impl SvdCache {
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: Some(folder.into()),
+            ranks: Ranks::alone(),
         }
     }
 
     /// Keeps nothing.
     pub fn disabled() -> Self {
-        Self { folder: None }
+        Self {
+            folder: None,
+            ranks: Ranks::alone(),
+        }
+    }
+
+    /// Shares the work of decompositions that not every rank has kept.
+    pub fn shared(mut self, ranks: &Ranks) -> Self {
+        self.ranks = ranks.clone();
+        self
     }
 
     /// The decompositions of `key`, if an intact file has them.

@@ -11,6 +11,8 @@ mod krylov;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 pub use cache::{SvdCache, SvdKey, user_cache_dir};
 
 use super::modules::ModuleId;
@@ -25,7 +27,7 @@ use crate::{Error, Result};
 pub const SVD_VERSION: u32 = 1;
 
 /// The r largest singular triplets of a matrix `[out, in]`: W ≈ U Σ Vᵀ.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Svd {
     /// `[out, r]`, row-major, orthonormal columns.
     u: Vec<f32>,
@@ -189,12 +191,17 @@ pub(super) fn cached(
         rank,
         matrices: &matrices,
     };
-    if let Some(svds) = cache.load(&key) {
-        return Ok(svds);
+    let (kept, ranks) = (cache.load(&key), &cache.ranks);
+    let everywhere = ranks.gather(Ok(vec![kept.is_some()]))?;
+    match kept {
+        Some(svds) if everywhere.iter().flatten().all(|&is_there| is_there) => Ok(svds),
+        _ => {
+            let own = decompose_all(&maps[ranks.share(maps.len())], rank, progress);
+            let svds: Vec<Svd> = ranks.gather(own)?.into_iter().flatten().collect();
+            cache.store(&key, &svds);
+            Ok(svds)
+        }
     }
-    let svds = decompose_all(maps, rank, progress)?;
-    cache.store(&key, &svds);
-    Ok(svds)
 }
 
 /// A tensor on any device as the f32 matrix that the CPU kernels multiply with.
