@@ -140,9 +140,11 @@ fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
     let p = b.len();
     for i in 0..p {
         for k in i + 1..p {
-            let factor = a[k][i] / a[i][i];
-            for j in i..p {
-                a[k][j] -= factor * a[i][j];
+            let (above, below) = a.split_at_mut(k);
+            let (pivot, row) = (&above[i], &mut below[0]);
+            let factor = row[i] / pivot[i];
+            for (x, y) in row[i..].iter_mut().zip(&pivot[i..]) {
+                *x -= factor * y;
             }
             b[k] -= factor * b[i];
         }
