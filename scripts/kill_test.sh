@@ -40,7 +40,7 @@ fail() {
 # What the clock says, and the page about it, are nobody's result.
 compare() {
     local different
-    different=$(diff -rq whole "$1" -x .lock -x timings.jsonl -x report.html -x manifest.json -x SHA256SUMS || true)
+    different=$(diff -rq whole "$1" -x .lock -x timings.jsonl -x tensorboard -x report.html -x manifest.json -x SHA256SUMS || true)
     [ -z "$different" ] || fail "$different"
 }
 

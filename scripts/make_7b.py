@@ -140,83 +140,11 @@ def write_directory(folder: pathlib.Path, layers: int) -> None:
         (folder / name).write_text((MINI / name).read_text())
 
 
-def q4_k(x: np.ndarray) -> np.ndarray:
-    """Q4_K blocks of rows of f32: per 32 values a 6-bit scale and minimum, per 256 two f16 for those."""
-    blocks = x.reshape(-1, 8, 32)
-    low = np.minimum(blocks.min(axis=2), 0)
-    scale, low = (blocks.max(axis=2) - low) / 15, -low
-    d, dmin = ((part.max(axis=1) / 63).astype(np.float16) for part in (scale, low))
-    safe = lambda part: np.where(part > 0, part, 1).astype(np.float32)[:, None]
-    s, m = (np.clip(np.rint(part / safe(unit)), 0, 63).astype(np.uint8) for part, unit in ((scale, d), (low, dmin)))
-    step = safe(d) * np.maximum(s, 1)
-    q = np.rint((blocks + (safe(dmin) * m)[:, :, None]) / step[:, :, None])
-    q = np.clip(q, 0, 15).astype(np.uint8).reshape(-1, 4, 2, 32)
-    packed = np.empty((len(blocks), 144), np.uint8)
-    packed[:, 0:2], packed[:, 2:4] = d[:, None].view(np.uint8), dmin[:, None].view(np.uint8)
-    packed[:, 4:8] = s[:, :4] | (s[:, 4:] >> 4 << 6)
-    packed[:, 8:12] = m[:, :4] | (m[:, 4:] >> 4 << 6)
-    packed[:, 12:16] = (s[:, 4:] & 15) | (m[:, 4:] << 4)
-    packed[:, 16:] = (q[:, :, 0] | (q[:, :, 1] << 4)).reshape(len(blocks), 128)
-    return packed.reshape(*x.shape[:-1], -1)
-
-
 def write_gguf(path: pathlib.Path, layers: int, kind: str) -> None:
     """One file; matrices of the blocks in `kind`, embedding and head in Q8_0, the rest in f32."""
-    import gguf
+    from qwen2_gguf import write
 
-    types = gguf.GGMLQuantizationType
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_name("synthetic 7B")
-    writer.add_block_count(layers)
-    writer.add_context_length(32_768)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INTERMEDIATE)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1_000_000.0)
-    parts = tokenizer()
-    special = {token["id"] for token in parts["added_tokens"]}
-    tokens = sorted(parts["model"]["vocab"], key=parts["model"]["vocab"].get)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if i in special else 1 for i in range(len(tokens))])
-    writer.add_token_merges(merges)
-    writer.add_eos_token_id(json.loads((MINI / "generation_config.json").read_text())["eos_token_id"])
-    writer.add_add_bos_token(False)
-    template = json.loads((MINI / "tokenizer_config.json").read_text())["chat_template"]
-    writer.add_chat_template(template)
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, layers)
-
-    def type_of(name, shape):
-        if len(shape) == 1:
-            return types.F32
-        return types[kind.upper()] if "layers" in name else types.Q8_0
-
-    for name, shape in tensors(layers):
-        quantised = type_of(name, shape)
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        in_bytes = gguf.quant_shape_to_byte_shape(shape, quantised) if len(shape) == 2 else shape
-        width = 1 if len(shape) == 2 else 4
-        dtype = np.dtype(np.uint8) if len(shape) == 2 else np.dtype(np.float32)
-        raw = quantised if len(shape) == 2 else None
-        writer.add_tensor_info(target, in_bytes, dtype, int(np.prod(in_bytes)) * width, raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, shape in tensors(layers):
-        x, quantised = values(name, shape), type_of(name, shape)
-        if quantised != types.F32:
-            # A slice of rows at a time: quantising makes several copies.
-            rows = [x[i : i + 1024] for i in range(0, len(x), 1024)]
-            quantise = q4_k if quantised == types.Q4_K else lambda part: gguf.quants.quantize(part, quantised)
-            x = np.concatenate([quantise(part) for part in rows])
-        writer.write_tensor_data(x)
-        print(f"{name}: {quantised.name}", flush=True)
-    writer.close()
+    write(path, "synthetic 7B", config(layers), MINI, tokenizer(), list(tensors(layers)), values, kind)
 
 
 def main() -> None:

@@ -2,10 +2,13 @@
 
     venv/bin/pip install xllamacpp gguf numpy safetensors
     cargo build --release
-    venv/bin/python scripts/oracle_llama.py target/release/tinylora MODEL.gguf WORK_DIR
+    venv/bin/python scripts/oracle_llama.py target/release/tinylora MODEL.gguf WORK_DIR [SPREAD]
+    venv/bin/python scripts/qwen2_gguf.py data/mini mini.gguf          # the embedded model, a Qwen2
+    venv/bin/python scripts/oracle_llama.py target/release/tinylora mini.gguf WORK_DIR 0.5
 
 MODEL.gguf is dequantised to f32 (candle and llama.cpp round quantised products differently) and
-gets an adapter of 13 random numbers with large effect. Prints for 20 prompts whether both programs
+gets an adapter of a few normal random numbers (SPREAD: their standard deviation, 0.05) with large
+effect. Prints for 20 prompts whether both programs
 go on with the same text, and how many texts the adapter changes at all.
 """
 import json
@@ -13,9 +16,9 @@ import os
 import subprocess
 import sys
 
-import gguf
 import numpy
 import xllamacpp
+from quantise import rewrite
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -28,25 +31,6 @@ PROMPTS = [
     "Photosynthesis is the process", "SELECT name FROM users", "A triangle with sides 3, 4 and 5",
     "The opposite of hot is", "Roses are red,", "It was a dark and stormy night", "Newton's second law",
 ]
-
-
-def dequantise(source, target):
-    reader = gguf.GGUFReader(source)
-    arch = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(target, arch)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
-    writer.add_file_type(0)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def tinylora(*arguments):
@@ -79,17 +63,19 @@ def llama(model, adapter=None):
 
 
 program, source, work = (os.path.abspath(a) for a in sys.argv[1:4])
+spread = float(sys.argv[4]) if len(sys.argv) > 4 else 0.05
 os.makedirs(work, exist_ok=True)
 model, adapter, lora = f"{work}/f32.gguf", f"{work}/llama.safetensors", f"{work}/llama.gguf"
 if not os.path.exists(model):
-    dequantise(source, model)
+    rewrite(source, model, "f32")
 if not os.path.exists(adapter):
     tinylora("train", "--config", "smollm2-13p.toml", "--set", f"model.path={model}", "--set", "method=sft",
              "--set", "data.train=mini", "--set", "data.limit=4", "--set", "train.max_steps=1",
              "--set", "optim.learning_rate=1e-30", "--set", "eval.data=[]", "--run-dir", f"{work}/run", "--quiet")
     with safe_open(f"{work}/run/adapter.safetensors", "numpy") as file:
         metadata = {k: v.replace('"bf16"', '"f32"') for k, v in file.metadata().items()}
-    v = numpy.random.default_rng(5).normal(0, 0.05, (13, 1)).astype(numpy.float32)
+        shape = file.get_slice("v").get_shape()
+    v = numpy.random.default_rng(5).normal(0, spread, shape).astype(numpy.float32)
     save_file({"v": v}, adapter, metadata=metadata)
 tinylora("export", "--model", model, "--adapter", adapter, "--format", "gguf-lora", "--out", lora, "--quiet")
 theirs, plain = llama(model, lora), llama(model)

@@ -58,7 +58,7 @@ enum Command {
     /// Train over a grid of sizes, learning rates, seeds and methods; a table and figures
     Sweep(commands::sweep::SweepArgs),
     /// Score a model on benchmarks or on your own problems
-    Eval(commands::eval::EvalArgs),
+    Eval(Box<commands::eval::EvalArgs>),
     /// Write an adapter, or the model with it, for other programs
     Export(commands::export::ExportArgs),
     /// Go on from a prompt

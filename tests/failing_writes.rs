@@ -68,6 +68,7 @@ fn files(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             // What the clock says is in these.
             let clock = [
                 "timings.jsonl",
+                "events.out.tfevents.tinylora",
                 "report.html",
                 "manifest.json",
                 "SHA256SUMS",

@@ -10,9 +10,6 @@ use crate::ops::cpu::weight_gradient;
 use crate::ops::cpu_slice;
 use crate::{Error, Result};
 
-/// Row of a micro-batch that belongs to no single sequence: the prompt a whole group shares.
-pub const SHARED_ROW: u32 = u32::MAX;
-
 /// What the backward pass of one adapted linear map knows. T = tokens of the micro-batch.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearGrads<'a> {
@@ -46,9 +43,8 @@ enum Sums {
         /// Pieces that are kept apart instead of being added to `sum`.
         apart: Option<Vec<Vec<f64>>>,
     },
-    /// One row a sequence, `[sequences, parameters]` in f64. `offset` is added to the sequence
-    /// numbers of the current micro-batch.
-    PerSequence { rows: Vec<f64>, offset: usize },
+    /// One row a sequence, `[sequences, parameters]` in f64.
+    PerSequence { rows: Vec<f64> },
     /// One row in f32, as large as the trained weights: `lora`, and `full`, which finds the place
     /// of a weight by its name.
     Large {
@@ -81,7 +77,7 @@ impl Gradients {
         let rows = vec![0.0; num_parameters * num_sequences];
         Self {
             num_parameters,
-            sums: Sums::PerSequence { rows, offset: 0 },
+            sums: Sums::PerSequence { rows },
             deferred: Vec::new(),
         }
     }
@@ -101,12 +97,9 @@ impl Gradients {
         self.num_parameters
     }
 
-    /// Sequence `s` of the following micro-batches is sequence `offset + s` of the step. Without
-    /// effect when only the sum is kept.
-    pub fn set_sequence_offset(&mut self, value: usize) {
-        if let Sums::PerSequence { offset, .. } = &mut self.sums {
-            *offset = value;
-        }
+    /// Whether there is a row for every sequence.
+    pub fn is_per_sequence(&self) -> bool {
+        matches!(self.sums, Sums::PerSequence { .. })
     }
 
     /// The gradient summed over everything accumulated so far.
@@ -114,7 +107,7 @@ impl Gradients {
         match &self.sums {
             Sums::Total { sum, .. } => sum.clone(),
             Sums::Large { sum, .. } => sum.iter().map(|&x| f64::from(x)).collect(),
-            Sums::PerSequence { rows, .. } => {
+            Sums::PerSequence { rows } => {
                 let mut sum = vec![0.0; self.num_parameters];
                 for row in rows.chunks_exact(self.num_parameters) {
                     sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
@@ -176,10 +169,10 @@ impl Gradients {
         }
     }
 
-    /// Each sequence's own gradient, or `None` when only the sum is kept.
-    pub fn rows(&self) -> Option<impl Iterator<Item = &[f64]>> {
+    /// Each sequence's own gradient, `[sequences, parameters]`, or `None` when only the sum is kept.
+    pub fn rows(&self) -> Option<&[f64]> {
         match &self.sums {
-            Sums::PerSequence { rows, .. } => Some(rows.chunks_exact(self.num_parameters)),
+            Sums::PerSequence { rows } => Some(rows),
             _ => None,
         }
     }
@@ -200,10 +193,7 @@ impl Gradients {
                 }
             }
             Sums::Large { sum, .. } => sum.fill(0.0),
-            Sums::PerSequence { rows, offset } => {
-                rows.fill(0.0);
-                *offset = 0;
-            }
+            Sums::PerSequence { rows } => rows.fill(0.0),
         }
     }
 
@@ -280,19 +270,16 @@ impl Gradients {
                 }
                 Ok(())
             }
-            Sums::PerSequence { rows, offset } => {
+            Sums::PerSequence { rows } => {
                 if row_sequences.len() != tokens {
                     return Err(missing("a sequence number for every row"));
                 }
-                let sequences = match row_sequences.iter().max() {
-                    None => return Ok(()),
-                    Some(&SHARED_ROW) => return Err(missing("rows of one sequence each")),
-                    Some(&last) => last as usize + 1,
-                };
-                let first = *offset * self.num_parameters;
-                let end = first + sequences * self.num_parameters;
+                let sequences = row_sequences
+                    .iter()
+                    .max()
+                    .map_or(0, |&last| last as usize + 1);
                 let rows = rows
-                    .get_mut(first..end)
+                    .get_mut(..sequences * self.num_parameters)
                     .ok_or_else(|| missing("enough rows"))?;
                 let mut dm = vec![0.0; sequences * r * r];
                 for (t, &sequence) in row_sequences.iter().enumerate() {

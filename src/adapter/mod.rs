@@ -32,7 +32,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Tensor};
 
 pub use file::SavedAdapter;
-pub use gradients::{Gradients, LinearGrads, SHARED_ROW};
+pub use gradients::{Gradients, LinearGrads};
 pub use modules::{ModuleId, ModuleKind};
 pub use peft::PeftAdapter;
 pub use projection::projection;
@@ -401,7 +401,7 @@ impl Adapter {
         matches!(self.core, Core::TinyLora(_) | Core::LoraXs(_))
     }
 
-    /// Zeroed gradients, one row a sequence. Micro-batches must not share prompts then.
+    /// Zeroed gradients, one row a sequence.
     ///
     /// # Errors
     /// `Error::Config` for `lora` and `full`, whose gradient is as large as their weights.
@@ -421,8 +421,8 @@ impl Adapter {
 
     /// Adds what one linear map of a micro-batch contributes to the gradient.
     ///
-    /// `row_sequences[t]` is the sequence row `t` belongs to ([`SHARED_ROW`]: a shared prompt); it
-    /// is read only for per-sequence gradients. Maps that are not adapted contribute nothing.
+    /// `row_sequences[t]` is the sequence row `t` belongs to; it is read only for per-sequence
+    /// gradients. Maps that are not adapted contribute nothing.
     ///
     /// # Errors
     /// `Error::Internal` when shapes or sequence numbers do not fit.

@@ -161,7 +161,7 @@ fn listing(points: &[Point], model: &ModelConfig) -> String {
         vec![
             point.name.clone(),
             plan::trained_parameters(config, model).to_string(),
-            config.optim.learning_rate.to_string(),
+            point.learning_rate().map_or("-".into(), |r| r.to_string()),
             config.train.seed.to_string(),
             steps,
         ]

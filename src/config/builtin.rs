@@ -28,6 +28,7 @@ pub const SWEEPS: List = builtin![
     "sweep-mini.toml",
     "sweep-mini-tying.toml",
     "sweep-mini-rank.toml",
+    "sweep-mini-natural.toml",
     "sweep-mini-precision.toml",
 ];
 

@@ -58,8 +58,11 @@ pub struct OptimConfig {
     pub kl_per_step: f64,
     /// `natural`: damping of the Fisher matrix, relative to its diagonal.
     pub damping: f64,
-    /// `natural`: decay of the running means of the Fisher matrix and the gradient.
+    /// `natural`: weight of an earlier generation batch in the Fisher matrix and the gradient, to the
+    /// power of its age.
     pub momentum: f64,
+    /// `natural`: earlier generation batches that count again, importance-weighted to the policy of now.
+    pub reuse: usize,
 }
 
 impl Default for OptimConfig {
@@ -77,7 +80,8 @@ impl Default for OptimConfig {
             max_grad_norm: 1.0,
             kl_per_step: 0.05,
             damping: 0.1,
-            momentum: 0.5,
+            momentum: 0.8,
+            reuse: 4,
         }
     }
 }

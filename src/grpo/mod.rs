@@ -7,6 +7,7 @@ pub mod metrics;
 mod natural;
 mod passes;
 mod rollouts;
+mod scores;
 mod trainer;
 
 pub use rollouts::{Group, Rollouts, Sampler};
@@ -14,5 +15,7 @@ pub use trainer::GrpoTrainer;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod natural_tests;
 #[cfg(test)]
 pub(crate) mod tests;

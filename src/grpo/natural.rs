@@ -3,11 +3,10 @@
 
 use super::loss::{Normalizer, on_policy_coefficient, token_weights};
 use super::rollouts::Rollouts;
-use super::trainer::{GrpoTrainer, Item, Policy, Sums};
+use super::trainer::{GrpoTrainer, Item, Sums};
 use crate::Result;
-use crate::model::{Batch, Coefficients, GradientPass, ScorePass, pack};
-use crate::optim::{Direction, Update};
-use crate::run::{StepMetrics, signals};
+use crate::optim::{Direction, ScoredBatch, Update};
+use crate::run::StepMetrics;
 
 /// Times a step is halved before none is taken.
 const MAX_HALVINGS: u32 = 4;
@@ -23,7 +22,7 @@ pub(super) struct NaturalUpdate {
 }
 
 /// A step tried on the completions at hand.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Trial {
     /// Share of the proposed step; 0: none was taken.
     scale: f64,
@@ -31,6 +30,21 @@ struct Trial {
     kl: f64,
     /// What the loss, linear in the probability ratios, fell by.
     improvement: f64,
+    /// Effective sample size of the completions under the policy after, by importance weights, as a
+    /// share of their number.
+    effective_share: f64,
+}
+
+impl Default for Trial {
+    /// No step.
+    fn default() -> Self {
+        Self {
+            scale: 0.0,
+            kl: 0.0,
+            improvement: 0.0,
+            effective_share: 1.0,
+        }
+    }
 }
 
 impl NaturalUpdate {
@@ -43,10 +57,18 @@ impl NaturalUpdate {
                 self.direction.predicted_improvement * self.accepted.scale,
             ),
             ("natural/step_scale", self.accepted.scale),
+            (
+                "natural/effective_sample_size",
+                self.accepted.effective_share,
+            ),
             ("natural/shrinkage", self.direction.shrinkage),
+            ("natural/reused", self.direction.reused),
             ("natural/condition_number", self.direction.condition_number),
         ] {
             metrics.set(name, value);
+        }
+        if let Some(scale) = self.direction.noise_scale {
+            metrics.set("natural/gradient_noise_scale", scale);
         }
     }
 }
@@ -74,17 +96,26 @@ impl GrpoTrainer<'_> {
         for (item, weight) in items.iter_mut().zip(weights) {
             item.weight = weight;
         }
-        let coefficients: Vec<f64> = items
+        // dL/dlogp is −A ω.
+        let shares: Vec<f64> = items
             .iter()
             .map(|item| match item.active {
                 0 => 0.0,
-                _ => on_policy_coefficient(&self.loss, item.advantage, item.weight).unwrap_or(0.0),
+                _ => -on_policy_coefficient(&self.loss, 1.0, item.weight).unwrap_or(0.0),
             })
             .collect();
+        let pairs = items.iter().zip(&shares);
+        let coefficients: Vec<f64> = pairs.map(|(item, share)| -item.advantage * share).collect();
 
         let mut sums = Sums::default();
         let scores = self.completion_scores(rollouts, &mut items, &mut sums, on_part)?;
-        let direction = self.learner.propose(&scores, &coefficients)?;
+        let direction = self.learner.propose(ScoredBatch {
+            parameters: self.learner.adapter().parameters().to_vec(),
+            scores: scores.iter().map(|x| *x as f32).collect(),
+            advantages: items.iter().map(|item| item.advantage as f32).collect(),
+            weights: shares.iter().map(|x| *x as f32).collect(),
+            group: self.config.num_generations,
+        })?;
         let accepted = self.line_search(rollouts, &items, &coefficients, &direction)?;
         sums.updates.push(Update {
             grad_norm: direction.grad_norm,
@@ -95,69 +126,6 @@ impl GrpoTrainer<'_> {
             accepted,
         });
         Ok(sums)
-    }
-
-    /// ∇_v log π of every completion, `[completions, parameters]`, and the log-probabilities at
-    /// the policy that sampled into [`Item::old`].
-    ///
-    /// A prompt is computed for each of its completions: its rows belong to one of them.
-    fn completion_scores(
-        &self,
-        rollouts: &Rollouts,
-        items: &mut [Item],
-        sums: &mut Sums,
-        on_part: &mut dyn FnMut(usize, usize),
-    ) -> Result<Vec<f64>> {
-        let adapter = self.learner.adapter();
-        let mut gradients = adapter.gradients_per_sequence(items.len())?;
-        let policy = Policy {
-            moved: false,
-            correction: None,
-        };
-        let tokens = |item: &Item| &rollouts.groups[item.group].completions[item.sample].tokens[..];
-        let sizes: Vec<usize> = items
-            .iter()
-            .map(|item| self.prompt(rollouts, item.group).len() + tokens(item).len() - 1)
-            .collect();
-        let runs = pack(&sizes, self.sampler.sizes.pass_tokens);
-        for (done, run) in runs.iter().enumerate() {
-            signals::check()?;
-            let mut batch = Batch::default();
-            for item in &items[run.clone()] {
-                batch.push_sequence(self.prompt(rollouts, item.group), tokens(item))?;
-            }
-            gradients.set_sequence_offset(run.start);
-            let own: Vec<&Item> = items[run.clone()].iter().collect();
-            let recorded = rollouts.recorded(
-                own.iter()
-                    .map(|item| (item.group, std::slice::from_ref(&item.sample))),
-            );
-            let inputs = self.block_inputs(batch.tokens.len(), recorded);
-            let scores = self.passes.accumulate(GradientPass {
-                adapter,
-                batch: &batch,
-                temperature: self.config.temperature,
-                inputs,
-                coefficients: Coefficients::Known(vec![1.0; batch.targets.len()]),
-                gradients: &mut gradients,
-            })?;
-            sums.add(&self.loss, &policy, &own, &scores.logprobs);
-            sums.add_entropies(&scores.entropies);
-            for (item, logps) in items[run.clone()]
-                .iter_mut()
-                .zip(batch.by_completion(&scores.logprobs))
-            {
-                item.old = Some(logps.to_vec());
-            }
-            on_part(done + 1, runs.len() + 1);
-        }
-        Ok(gradients
-            .rows()
-            .into_iter()
-            .flatten()
-            .flatten()
-            .copied()
-            .collect())
     }
 
     /// The longest of Δv, Δv/2, Δv/4 … that diverges no more than asked for and improves the loss
@@ -199,32 +167,25 @@ impl GrpoTrainer<'_> {
         scale: f64,
     ) -> Result<Trial> {
         let (mut kl, mut improvement) = (0.0, 0.0);
-        for micro_batch in self.micro_batches(rollouts, items, |_| true) {
-            signals::check()?;
-            let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
-            let batch = self.pack(rollouts, &own)?;
-            let scores = self.passes.score(ScorePass {
-                adapter: Some(self.learner.adapter()),
-                batch: &batch,
-                temperature: self.config.temperature,
-            })?;
-            for (&i, new) in micro_batch
-                .iter()
-                .zip(batch.by_completion(&scores.logprobs))
-            {
-                let old = items[i].old.as_deref().unwrap_or(&items[i].sampled);
-                let differences = || new.iter().zip(old).map(|(new, old)| new - old);
-                let total: f64 = differences().sum();
-                // k3 over whole completions: never negative, and its mean is the divergence.
-                kl += total.exp() - 1.0 - total;
-                let ratios: f64 = differences().map(|d| d.exp() - 1.0).sum();
-                improvement -= coefficients[i] * ratios;
-            }
+        let (mut sum, mut squares) = (0.0, 0.0);
+        let logprobs = self.completion_logprobs(rollouts, items)?;
+        for ((item, coefficient), new) in items.iter().zip(coefficients).zip(&logprobs) {
+            let old = item.old.as_deref().unwrap_or(&item.sampled);
+            let differences = || new.iter().zip(old).map(|(new, old)| new - old);
+            let total: f64 = differences().sum();
+            let ratio = total.exp();
+            // k3 over whole completions: never negative, and its mean is the divergence.
+            kl += ratio - 1.0 - total;
+            (sum, squares) = (sum + ratio, squares + ratio * ratio);
+            let ratios: f64 = differences().map(|d| d.exp() - 1.0).sum();
+            improvement -= coefficient * ratios;
         }
+        let number = items.len().max(1) as f64;
         Ok(Trial {
             scale,
-            kl: kl / items.len() as f64,
+            kl: kl / number,
             improvement,
+            effective_share: sum * sum / (squares * number),
         })
     }
 }

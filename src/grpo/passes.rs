@@ -134,6 +134,7 @@ impl GrpoTrainer<'_> {
                 temperature: self.config.temperature,
                 inputs,
                 coefficients,
+                per_sequence: false,
             });
         }
         let done = self
@@ -173,7 +174,7 @@ impl GrpoTrainer<'_> {
     }
 
     /// Where the pass over these completions gets the inputs of its blocks from.
-    fn inputs_of(
+    pub(super) fn inputs_of(
         &self,
         rollouts: &Rollouts,
         items: &[&Item],

@@ -7,7 +7,7 @@ use super::importance::SamplerRatio;
 use super::loss::{LossParams, LossStats, Normalizer, Sequence, sequence_loss, token_weights};
 use super::*;
 use crate::Result;
-use crate::adapter::{Adapter, AdapterKind, AdapterSpec, BaseModel, SvdCache};
+use crate::adapter::Adapter;
 use crate::config::{
     GrpoConfig, ImportanceSamplingLevel, LossType, OptimConfig, OptimizerKind, Sizes,
 };
@@ -16,7 +16,6 @@ use crate::data::{DataOrder, Problem};
 use crate::lockstep::Seat;
 use crate::model::{Batch, Decoder, Passes, Placement, Tokenizer, tests as fixtures};
 use crate::ops::Backend;
-use crate::optim::Learner;
 use crate::ranks::{Ranks, threads::on_ranks};
 use crate::reward::{Grader, RewardSet};
 use crate::rollout::{Completion, Engine, FinishReason, NativeEngine, Request, SamplingParams};
@@ -46,7 +45,7 @@ pub(crate) struct World {
     pub tokenizer: Tokenizer,
     problems: Vec<PromptedProblem>,
     config: GrpoConfig,
-    optim: OptimConfig,
+    pub(super) optim: OptimConfig,
     sizes: Sizes,
 }
 
@@ -86,7 +85,7 @@ impl World {
     }
 
     /// With the natural gradient.
-    fn natural(mut self) -> Self {
+    pub(super) fn natural(mut self) -> Self {
         self.optim.kind = OptimizerKind::Natural;
         self
     }
@@ -96,7 +95,10 @@ impl World {
     }
 
     fn trainer_of_rank(&self, ranks: Ranks) -> GrpoTrainer<'_> {
-        let adapter = fixtures::adapter(&self.decoder);
+        self.trainer_with(fixtures::adapter(&self.decoder), ranks)
+    }
+
+    pub(super) fn trainer_with(&self, adapter: Adapter, ranks: Ranks) -> GrpoTrainer<'_> {
         let engine = Box::new(NativeEngine::new(&self.decoder, &self.tokenizer, 16));
         let sampler = Sampler {
             ranks,
@@ -149,7 +151,7 @@ impl World {
     }
 
     /// Parameters and outputs after `steps` steps.
-    fn train(&self, steps: usize) -> (Vec<f32>, Vec<StepOutput>) {
+    pub(super) fn train(&self, steps: usize) -> (Vec<f32>, Vec<StepOutput>) {
         self.train_of(steps, Ranks::alone())
     }
 
@@ -182,7 +184,7 @@ fn assert_near(got: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 /// The rewards of this world must differ within groups, or none of the tests could fail.
-fn assert_learns(outputs: &[StepOutput]) {
+pub(super) fn assert_learns(outputs: &[StepOutput]) {
     let metrics = &outputs[0].metrics;
     assert!(metrics.get("frac_reward_zero_std").is_some_and(|f| f < 1.0));
     assert!(metrics.get("grad_norm").is_some_and(|g| g > 0.0));
@@ -360,7 +362,7 @@ fn a_foreign_sampler_is_corrected_for() {
     }
 }
 
-fn trainer_start(world: &World) -> Vec<f32> {
+pub(super) fn trainer_start(world: &World) -> Vec<f32> {
     world.trainer().adapter().parameters().to_vec()
 }
 
@@ -490,7 +492,7 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
 }
 
 /// Four steps, and two and two with a new trainer between, end with the same bits.
-fn assert_resumes(world: &World) {
+pub(super) fn assert_resumes(world: &World) {
     let (expected, outputs) = world.train(4);
     assert_learns(&outputs);
     let mut first = world.trainer();
@@ -550,100 +552,6 @@ fn dynamic_sampling_replaces_groups_without_spread() {
     let after = output.metrics.get("frac_reward_zero_std").expect("a share");
     assert!(after < before, "{after} {before}");
     assert!(trainer.state().position > 4);
-}
-
-#[test]
-fn the_natural_gradient_adds_up_to_the_gradient_and_keeps_its_divergence() {
-    let plain = World::new(cpu(), config()).train(1).1;
-    assert_learns(&plain);
-    let world = World::new(cpu(), config()).natural();
-    let (v, outputs) = world.train(3);
-    assert_ne!(v, trainer_start(&world));
-    let get = |step: usize, name: &str| outputs[step].metrics.get(name).expect("a value");
-    // The scores of the completions, weighed, against the gradient with shared prompts.
-    let (sum, shared) = (
-        get(0, "grad_norm"),
-        plain[0].metrics.get("grad_norm").expect("a norm"),
-    );
-    assert!((sum - shared).abs() < 1e-5 * shared, "{sum} {shared}");
-    for step in 0..3 {
-        let (kl, scale) = (get(step, "natural/kl"), get(step, "natural/step_scale"));
-        assert!((0.0..=2.0 * world.optim.kl_per_step).contains(&kl), "{kl}");
-        assert!(get(step, "natural/improvement") >= 0.0);
-        assert!(scale == 0.0 || kl > 0.0, "{kl} at {scale}");
-    }
-}
-
-#[test]
-fn scores_of_completions_are_those_of_finite_differences() {
-    let world = World::new(cpu(), config()).natural();
-    let mut adapter = fixtures::adapter(&world.decoder);
-    let (prompt, completion) = ([3u32, 4, 5], [7u32, 2, 9, 1]);
-    let mut gradients = adapter.gradients_per_sequence(2).expect("small");
-    let mut batch = Batch::default();
-    batch.push_sequence(&[1, 2], &[8, 8]).expect("valid");
-    batch.push_sequence(&prompt, &completion).expect("valid");
-    world
-        .decoder
-        .accumulate_gradients(
-            &adapter,
-            &batch,
-            1.0,
-            crate::model::Keep::Activations.into(),
-            crate::model::Coefficients::Known(vec![1.0; 6]),
-            &mut gradients,
-        )
-        .expect("gradients");
-    let score = gradients
-        .rows()
-        .expect("rows")
-        .nth(1)
-        .expect("two")
-        .to_vec();
-    let start = adapter.parameters().to_vec();
-    let step = 2f32.powi(-7);
-    let mut logp_at = |i: usize, shift: f32| {
-        let mut moved = start.clone();
-        moved[i] += shift;
-        adapter.set_parameters(&moved).expect("finite");
-        let mut batch = Batch::default();
-        batch.push_sequence(&prompt, &completion).expect("valid");
-        let scores = world.decoder.score(Some(&adapter), &batch, 1.0);
-        scores.expect("scores").logprobs.iter().sum::<f64>()
-    };
-    let norm = score.iter().map(|x| x * x).sum::<f64>().sqrt();
-    for (i, got) in score.iter().enumerate() {
-        let slope = (logp_at(i, step) - logp_at(i, -step)) / (2.0 * f64::from(step));
-        assert!((got - slope).abs() < 1e-2 * norm, "{i}: {got} {slope}");
-    }
-}
-
-#[test]
-fn a_restored_natural_gradient_goes_on_to_the_same_bits() {
-    assert_resumes(&World::new(cpu(), config()).natural());
-}
-
-#[test]
-fn an_adapter_without_scores_of_its_completions_is_trained_by_adamw() {
-    let world = World::new(cpu(), config()).natural();
-    let learner = |kind| {
-        let spec = AdapterSpec {
-            kind,
-            ..AdapterSpec::default()
-        };
-        let base = BaseModel {
-            name: "test".into(),
-            hash: "test".into(),
-            num_layers: world.decoder.config.num_hidden_layers,
-        };
-        let cache = SvdCache::disabled();
-        let adapter = Adapter::new(&spec, base, &world.decoder, &cache, &|_, _| ());
-        Learner::new(adapter.expect("an adapter"), &world.optim, 10)
-    };
-    assert!(learner(AdapterKind::TinyLora).is_natural());
-    assert!(learner(AdapterKind::LoraXs).is_natural());
-    assert!(!learner(AdapterKind::Lora).is_natural());
-    assert!(!learner(AdapterKind::Full).is_natural());
 }
 
 #[test]

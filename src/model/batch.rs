@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use candle_core::Tensor;
 
-use crate::adapter::SHARED_ROW;
 use crate::ops::{Layout, Segment};
 use crate::{Error, Result};
 
@@ -23,8 +22,6 @@ pub struct Batch {
     pub rows: Vec<u32>,
     /// Number of targets of each completion.
     pub lengths: Vec<usize>,
-    /// Completion that each row belongs to; [`SHARED_ROW`] for the prompt of a group.
-    pub row_sequences: Vec<u32>,
 }
 
 impl Batch {
@@ -38,14 +35,13 @@ impl Batch {
                 "an empty prompt or completion cannot be scored".into(),
             ));
         }
-        let parent = self.push_segment(prompt, None, SHARED_ROW);
+        let parent = self.push_segment(prompt, None);
         let last_prompt_row = self.tokens.len() - 1;
         for completion in completions {
-            let sequence = self.lengths.len() as u32;
             let inputs = &completion[..completion.len() - 1];
             let start = self.tokens.len();
             if !inputs.is_empty() {
-                self.push_segment(inputs, Some(parent), sequence);
+                self.push_segment(inputs, Some(parent));
             }
             self.rows.push(last_prompt_row as u32);
             self.rows
@@ -69,7 +65,7 @@ impl Batch {
             .chain(&completion[..completion.len() - 1])
             .copied()
             .collect();
-        self.push_segment(&tokens, None, self.lengths.len() as u32);
+        self.push_segment(&tokens, None);
         let first = start + prompt.len() - 1;
         self.rows
             .extend((first..first + completion.len()).map(|row| row as u32));
@@ -78,8 +74,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Several batches as one, one after the other. Completions keep the numbers that they have in
-    /// their own batch.
+    /// Several batches as one, one after the other.
     pub(crate) fn joined<'a>(batches: &[&'a Self]) -> Cow<'a, Self> {
         if let [only] = batches {
             return Cow::Borrowed(*only);
@@ -98,7 +93,6 @@ impl Batch {
             let moved = batch.rows.iter().map(|row| row + rows as u32);
             all.rows.extend(moved);
             all.lengths.extend_from_slice(&batch.lengths);
-            all.row_sequences.extend_from_slice(&batch.row_sequences);
         }
         Cow::Owned(all)
     }
@@ -113,11 +107,10 @@ impl Batch {
         })
     }
 
-    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>, sequence: u32) -> usize {
+    fn push_segment(&mut self, tokens: &[u32], parent: Option<usize>) -> usize {
         let start = self.tokens.len();
         let len = tokens.len();
         self.tokens.extend_from_slice(tokens);
-        self.row_sequences.resize(self.tokens.len(), sequence);
         self.layout.segments.push(Segment { start, len, parent });
         self.layout.segments.len() - 1
     }
@@ -126,11 +119,5 @@ impl Batch {
     pub(crate) fn gather(&self, hidden: &Tensor) -> Result<Tensor> {
         let rows = Tensor::new(&self.rows[..], hidden.device())?;
         Ok(hidden.index_select(&rows, 0)?)
-    }
-
-    /// The transpose of [`Self::gather`]: dL/dhidden `[T, h]` from that of the gathered rows.
-    pub(crate) fn scatter(&self, dgathered: &Tensor, hidden: &Tensor) -> Result<Tensor> {
-        let rows = Tensor::new(&self.rows[..], dgathered.device())?;
-        Ok(hidden.zeros_like()?.index_add(&rows, dgathered, 0)?)
     }
 }

@@ -17,6 +17,7 @@ use super::flops::Flops;
 use super::kv_cache::{KvCache, heads};
 use super::layer_inputs::{BatchInputs, Recorder};
 use super::receiver::Receiver;
+use super::way_back::WayBack;
 use crate::adapter::{ModuleId, ModuleKind, RowAdapters, SideProducts};
 use crate::ops::attention::{self, Heads, KvLayer};
 use crate::ops::causal::CausalTable;
@@ -90,6 +91,31 @@ struct Activations {
     activated: Tensor,
     /// x Aᵀ of each module's side paths, by [`ModuleKind`] index.
     side: Vec<SideProducts>,
+}
+
+impl Activations {
+    /// The rows of the way back; what side paths keep is left to be computed again.
+    fn copy(self, rows: &WayBack) -> Result<Self> {
+        let copy = |x: Tensor| rows.copy(x);
+        let attention::Saved { q, k, v, out, lse } = self.attention;
+        Ok(Self {
+            x: copy(self.x)?,
+            normed: copy(self.normed)?,
+            attention: attention::Saved {
+                q: copy(q)?,
+                k: copy(k)?,
+                v: copy(v)?,
+                out: copy(out)?,
+                lse: lse.map(copy).transpose()?,
+            },
+            middle: copy(self.middle)?,
+            middle_normed: copy(self.middle_normed)?,
+            gate: copy(self.gate)?,
+            up: copy(self.up)?,
+            activated: copy(self.activated)?,
+            side: Vec::new(),
+        })
+    }
 }
 
 /// One pass over a batch: what is the same in every block.
@@ -242,19 +268,26 @@ impl Decoder {
         })
     }
 
-    /// Adds the gradient of every adapter to its receiver's, given dL/dhidden `[T, h]`. An adapter of
-    /// type `full` is the only one.
+    /// Adds the gradient of every adapter to its receiver's, given dL/dhidden `[T', h]` on the rows of
+    /// the way back. `adapters` are those of the rows there and back. One of type `full` is the only one.
     pub(super) fn backward(
         &self,
-        adapters: &RowAdapters<'_>,
+        adapters: (&RowAdapters<'_>, &RowAdapters<'_>),
         tape: Tape,
+        way_back: &WayBack,
         dhidden: &Tensor,
         receivers: &mut [Receiver<'_>],
     ) -> Result<()> {
-        let layout = &tape.layout;
+        let spans = tape.layout.spans();
+        let pass = self.pass(adapters.0, &spans, &tape.rotation)?;
+        let layout = &way_back.layout;
+        let rotation = match way_back.is_copied() {
+            true => self.rotation(layout.positions())?,
+            false => tape.rotation.clone(),
+        };
         let spans = layout.spans();
-        let pass = self.pass(adapters, &spans, &tape.rotation)?;
-        let full = adapters.full_weights().is_some();
+        let back = self.pass(adapters.1, &spans, &rotation)?;
+        let full = adapters.0.full_weights().is_some();
         let pieces = layout.pieces();
         for Receiver {
             rows, gradients, ..
@@ -266,7 +299,7 @@ impl Decoder {
         }
         let (mut g, dnorm) = rms_norm::backward(
             self.placement.backend,
-            &tape.last,
+            &way_back.copy(tape.last)?,
             &pass.weights.norm,
             self.config.rms_norm_eps,
             dhidden,
@@ -284,12 +317,16 @@ impl Decoder {
             signals::check()?;
             let kept = match kept {
                 Kept::Activations(kept) => *kept,
-                Kept::Input(x) => self.activations(&pass, layer, x, layout)?,
+                Kept::Input(x) => self.activations(&pass, layer, x, &tape.layout)?,
                 Kept::Recorded(inputs) => {
-                    self.activations(&pass, layer, inputs.layer(layer)?, layout)?
+                    self.activations(&pass, layer, inputs.layer(layer)?, &tape.layout)?
                 }
             };
-            g = pass.block_backward(layer, kept, g, layout, receivers)?;
+            let kept = match way_back.is_copied() {
+                true => back.with_sides(layer, kept.copy(way_back)?)?,
+                false => kept,
+            };
+            g = back.block_backward(layer, kept, g, layout, receivers)?;
         }
         if let (true, [Receiver { gradients, .. }]) = (full, &mut *receivers) {
             gradients.add_embedding(&tape.tokens, &g)?;
@@ -463,6 +500,24 @@ impl Pass<'_> {
             side,
         });
         Ok((y, kept))
+    }
+
+    /// What a block kept, with what its side paths keep: x Aᵀ of every map.
+    fn with_sides(&self, layer: usize, mut kept: Activations) -> Result<Activations> {
+        let (block, rows) = (&self.weights.blocks[layer], kept.x.dim(0)?);
+        let of = |kind: ModuleKind| -> Result<SideProducts> {
+            let x = match kind {
+                ModuleKind::Q | ModuleKind::K | ModuleKind::V => &kept.normed,
+                ModuleKind::O => &kept.attention.out,
+                ModuleKind::Gate | ModuleKind::Up => &kept.middle_normed,
+                ModuleKind::Down => &kept.activated,
+            };
+            let paths = self.adapters.side(ModuleId::new(layer, kind), rows);
+            linear::side_input(x, block.linear(kind), &paths)
+        };
+        let side = ModuleKind::ALL.into_iter().map(of);
+        kept.side = side.collect::<Result<_>>()?;
+        Ok(kept)
     }
 
     /// dL/dx of a block, given what it kept and g = dL/dy; the adapters' shares go to `receivers`.

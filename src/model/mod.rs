@@ -23,6 +23,7 @@ mod source;
 mod text_stream;
 mod tokenizer;
 mod tokenizer_json;
+mod way_back;
 mod weights;
 
 pub use batch::Batch;

@@ -10,6 +10,7 @@ use super::batch::Batch;
 use super::decoder::{Decoder, Keep, Tape};
 use super::layer_inputs::BatchInputs;
 use super::receiver::Receiver;
+use super::way_back::WayBack;
 use crate::adapter::{Adapter, AdapterSet, Gradients, RowAdapters};
 use crate::ops::cpu;
 use crate::ops::head::{self, Scores};
@@ -47,7 +48,9 @@ pub struct ScorePass<'a> {
 }
 
 /// A batch whose share of the gradient of L = Σ_n coefficients[n] · logp(target n) is to be added to
-/// `gradients`. The coefficients are dL/dlogp at the current parameters.
+/// `gradients`. The coefficients are dL/dlogp at the current parameters. With a row for every sequence,
+/// completion `i` of the batch is sequence `i`, and its row is the gradient of its own part of L, also
+/// through a prompt that it shares with others.
 pub struct GradientPass<'a> {
     pub adapter: &'a Adapter,
     pub batch: &'a Batch,
@@ -64,6 +67,8 @@ pub struct ApartPass {
     pub temperature: f64,
     pub inputs: BlockInputs,
     pub coefficients: Vec<f64>,
+    /// Each completion's own gradient is wanted, not their sum.
+    pub per_sequence: bool,
 }
 
 /// What an [`ApartPass`] gave.
@@ -176,16 +181,17 @@ impl Decoder {
         let batch = Batch::joined(&batches);
         let temperatures: Vec<f64> = passes.iter().map(|pass| pass.temperature).collect();
         let (mut inputs, mut coefficients, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first = 0;
-        for pass in passes {
-            let rows = first..first + pass.batch.tokens.len();
-            first = rows.end;
+        let wanted = passes
+            .iter()
+            .map(|pass| (pass.batch, pass.gradients.is_per_sequence()));
+        let way_back = WayBack::new(&wanted.collect::<Vec<_>>(), &self.placement.device)?;
+        for (pass, rows) in passes.into_iter().zip(&way_back.parts) {
             inputs.push(pass.inputs);
             coefficients.push(pass.coefficients);
             receivers.push(Receiver {
                 adapter: pass.adapter,
-                rows,
-                row_sequences: &pass.batch.row_sequences,
+                rows: rows.clone(),
+                row_sequences: &way_back.sequences[rows.clone()],
                 gradients: pass.gradients,
             });
         }
@@ -202,8 +208,10 @@ impl Decoder {
             _ => None,
         };
         let (dgathered, scores) = head.backward(&hidden, &batches, &coefficients, trained)?;
-        let dhidden = batch.scatter(&dgathered, &tape.hidden)?;
-        self.backward(&adapters, tape, &dhidden, &mut receivers)?;
+        let dhidden = way_back.scatter(&dgathered)?;
+        let adapters_back = set.rows(way_back.parts.iter().map(Range::len).enumerate());
+        let adapters = (&adapters, &adapters_back);
+        self.backward(adapters, tape, &way_back, &dhidden, &mut receivers)?;
         Ok(scores)
     }
 
@@ -214,7 +222,10 @@ impl Decoder {
     ) -> Result<Vec<ApartScores>> {
         let run = |(adapter, pass): (&Adapter, ApartPass)| -> Result<ApartScores> {
             signals::check()?;
-            let mut gradients = adapter.gradients();
+            let mut gradients = match pass.per_sequence {
+                true => adapter.gradients_per_sequence(pass.batch.lengths.len())?,
+                false => adapter.gradients(),
+            };
             let scores = cpu::alone(|| {
                 self.accumulate(GradientPass {
                     adapter,

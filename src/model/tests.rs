@@ -71,6 +71,16 @@ pub(crate) fn spec() -> AdapterSpec {
 
 /// The same on another specification of rank 2.
 pub(crate) fn adapter_of(decoder: &Decoder, spec: AdapterSpec) -> Adapter {
+    let mut adapter = untrained(decoder, spec);
+    let v: Vec<f32> = (0..adapter.num_parameters())
+        .map(|i| ((i * 7 % 11) as f32 - 5.0) / 64.0)
+        .collect();
+    adapter.set_parameters(&v).expect("finite");
+    adapter
+}
+
+/// The same at v = 0.
+pub(crate) fn untrained(decoder: &Decoder, spec: AdapterSpec) -> Adapter {
     let base = BaseModel {
         name: "test".into(),
         hash: "test".into(),
@@ -103,12 +113,7 @@ pub(crate) fn adapter_of(decoder: &Decoder, spec: AdapterSpec) -> Adapter {
         DType::F64 => DType::F64,
         _ => DType::F32,
     };
-    let mut adapter = Adapter::from_svds(&spec, base, &svds, &Device::Cpu, dtype).expect("adapter");
-    let v: Vec<f32> = (0..adapter.num_parameters())
-        .map(|i| ((i * 7 % 11) as f32 - 5.0) / 64.0)
-        .collect();
-    adapter.set_parameters(&v).expect("finite");
-    adapter
+    Adapter::from_svds(&spec, base, &svds, &Device::Cpu, dtype).expect("adapter")
 }
 
 const PROMPT: [u32; 5] = [3, 14, 15, 9, 2];
@@ -245,19 +250,71 @@ fn pieces_give_the_same_bits_in_one_pass_and_in_several() {
     assert_eq!(one_by_one.sum(), together.sum());
 }
 
-#[test]
-fn per_sequence_gradients_add_up() {
-    let decoder = decoder(portable(DType::F64));
-    let (adapter, batch) = (adapter(&decoder), separate());
+/// The gradient of every completion's part of [`loss`], `[completions, parameters]`.
+fn per_sequence(decoder: &Decoder, adapter: &Adapter, batch: &Batch, keep: Keep) -> Vec<f64> {
     let rows = adapter.gradients_per_sequence(batch.lengths.len());
     let mut rows = rows.expect("small");
-    let known = Coefficients::Known(coefficients(&batch));
+    let known = Coefficients::Known(coefficients(batch));
     decoder
-        .accumulate_gradients(&adapter, &batch, 0.7, Keep::Inputs.into(), known, &mut rows)
+        .accumulate_gradients(adapter, batch, 0.7, keep.into(), known, &mut rows)
         .expect("gradients");
-    assert_eq!(rows.rows().expect("rows").count(), batch.lengths.len());
-    let total = gradient(&decoder, &adapter, &batch, Keep::Inputs).sum();
-    assert_close(&rows.sum(), &total, 1e-12);
+    rows.rows().expect("rows").to_vec()
+}
+
+#[test]
+fn per_sequence_gradients_with_shared_prompts_are_those_of_finite_differences() {
+    let decoder = decoder(portable(DType::F64));
+    let (mut adapter, batch) = (adapter(&decoder), grouped());
+    let got = per_sequence(&decoder, &adapter, &batch, Keep::Activations);
+    let (v, step) = (adapter.parameters().to_vec(), 2f32.powi(-14));
+    let completions = batch.lengths.len();
+    let mut expected = vec![0.0; completions * v.len()];
+    for i in 0..v.len() {
+        let mut at = |shift: f32| -> Vec<f64> {
+            let mut moved = v.clone();
+            moved[i] += shift;
+            adapter.set_parameters(&moved).expect("finite");
+            let scores = decoder.score(Some(&adapter), &batch, 0.7).expect("scores");
+            let parts = coefficients(&batch).into_iter().zip(&scores.logprobs);
+            let parts: Vec<f64> = parts.map(|(c, l)| c * l).collect();
+            batch
+                .by_completion(&parts)
+                .map(|own| own.iter().sum())
+                .collect()
+        };
+        for (s, (high, low)) in at(step).iter().zip(at(-step)).enumerate() {
+            expected[s * v.len() + i] = (high - low) / (2.0 * f64::from(step));
+        }
+    }
+    for (got, expected) in got.chunks(v.len()).zip(expected.chunks(v.len())) {
+        assert_close(got, expected, 1e-5);
+    }
+}
+
+#[test]
+fn per_sequence_gradients_are_those_of_separate_prompts_and_add_up() {
+    let exact = decoder(portable(DType::F64));
+    let fast = decoder(Placement::cpu(DType::F32));
+    let (shared, apart) = (grouped(), separate());
+    let adapter = adapter(&exact);
+    let rows = per_sequence(&exact, &adapter, &shared, Keep::Inputs);
+    assert_close(
+        &rows,
+        &per_sequence(&exact, &adapter, &apart, Keep::Inputs),
+        1e-12,
+    );
+    let mut sum = vec![0.0; adapter.num_parameters()];
+    for row in rows.chunks(sum.len()) {
+        sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
+    }
+    let total = gradient(&exact, &adapter, &shared, Keep::Inputs).sum();
+    assert_close(&sum, &total, 1e-12);
+    let adapter = self::adapter(&fast);
+    for keep in [Keep::Inputs, Keep::Activations] {
+        let on_cpu = per_sequence(&fast, &adapter, &shared, keep);
+        assert_close(&on_cpu, &rows, 1e-4);
+        assert_eq!(on_cpu, per_sequence(&fast, &adapter, &apart, keep));
+    }
 }
 
 #[test]

@@ -87,6 +87,12 @@ impl Layout {
             .map_or(0, |parent| self.segments[parent].len)
     }
 
+    /// The segment that covers `row`.
+    pub fn segment_of(&self, row: usize) -> Segment {
+        let after = self.segments.partition_point(|s| s.start <= row);
+        self.segments[after - 1]
+    }
+
     /// Position of every row in its sequence.
     pub fn positions(&self) -> Vec<u32> {
         let mut positions = Vec::with_capacity(self.tokens());

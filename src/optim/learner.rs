@@ -1,7 +1,7 @@
 //! An adapter and the optimizer that trains it.
 
 use super::natural::MAX_PARAMETERS;
-use super::{Direction, Optimizer, Update};
+use super::{Direction, Optimizer, ScoredBatch, Update};
 use crate::Result;
 use crate::adapter::{Adapter, Gradients};
 use crate::config::{OptimConfig, OptimizerKind};
@@ -63,8 +63,8 @@ impl Learner {
     }
 
     /// See [`Optimizer::propose`]; the parameters stay where they are.
-    pub fn propose(&mut self, scores: &[f64], coefficients: &[f64]) -> Result<Direction> {
-        self.optimizer.propose(scores, coefficients)
+    pub fn propose(&mut self, batch: ScoredBatch) -> Result<Direction> {
+        self.optimizer.propose(batch)
     }
 
     /// Puts the adapter somewhere else.

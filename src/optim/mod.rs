@@ -3,8 +3,10 @@
 pub mod adamw;
 pub mod clip;
 mod learner;
+mod metric;
 pub mod natural;
 pub mod schedule;
+mod scored;
 
 use std::ops::Range;
 
@@ -14,6 +16,7 @@ pub use adamw::AdamW;
 pub use learner::Learner;
 pub use natural::{Direction, Natural, NaturalParams};
 pub use schedule::Schedule;
+pub use scored::ScoredBatch;
 
 use crate::config::{OptimConfig, OptimizerKind};
 use crate::{Error, Result};
@@ -40,9 +43,9 @@ enum Rule {
 pub struct OptimizerState {
     /// Updates made so far.
     pub updates: u64,
-    /// Running mean of the gradient, per parameter.
+    /// Running mean of the gradient, per parameter; under `natural` the earlier batches.
     pub first_moment: Vec<f32>,
-    /// Running mean of the squared gradient, per parameter; of F and the noise under `natural`.
+    /// Running mean of the squared gradient, per parameter; nothing under `natural`.
     pub second_moment: Vec<f32>,
 }
 
@@ -116,30 +119,30 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Natural::propose`]; [`Error::Internal`] under AdamW.
-    pub fn propose(&mut self, scores: &[f64], coefficients: &[f64]) -> Result<Direction> {
+    pub fn propose(&mut self, batch: ScoredBatch) -> Result<Direction> {
         let factor = self.schedule.factor(self.updates);
         let Rule::Natural(natural) = &mut self.rule else {
             return Err(Error::Internal("AdamW takes the sum of gradients".into()));
         };
-        let direction = natural.propose(scores, coefficients, self.updates + 1, factor)?;
+        let direction = natural.propose(batch, self.updates + 1, factor)?;
         self.updates += 1;
         Ok(direction)
     }
 
-    fn moments(&self) -> (&[f32], &[f32]) {
-        match &self.rule {
-            Rule::AdamW(adamw) => adamw.moments(),
-            Rule::Natural(natural) => natural.means(),
-        }
-    }
-
     pub fn state(&self) -> OptimizerState {
-        let (first_moment, second_moment) = self.moments();
-        OptimizerState {
+        let mut state = OptimizerState {
             updates: self.updates,
-            first_moment: first_moment.to_vec(),
-            second_moment: second_moment.to_vec(),
+            ..OptimizerState::default()
+        };
+        match &self.rule {
+            Rule::AdamW(adamw) => {
+                let (first, second) = adamw.moments();
+                state.first_moment = first.to_vec();
+                state.second_moment = second.to_vec();
+            }
+            Rule::Natural(natural) => state.first_moment = natural.saved(),
         }
+        state
     }
 
     /// Goes on from a saved state.
@@ -147,24 +150,26 @@ impl Optimizer {
     /// # Errors
     /// [`Error::Data`] when it belongs to another number of parameters.
     pub fn restore(&mut self, state: OptimizerState) -> Result<()> {
-        let (first, second) = self.moments();
-        let expected = [first.len(), second.len()];
-        let found = [state.first_moment.len(), state.second_moment.len()];
-        if found != expected {
-            return Err(Error::data(format!(
-                "the saved optimizer state has {found:?} values where the adapter needs {expected:?}"
-            )));
-        }
         let OptimizerState {
+            updates,
             first_moment,
             second_moment,
-            ..
         } = state;
         match &mut self.rule {
-            Rule::AdamW(adamw) => adamw.set_moments(first_moment, second_moment),
-            Rule::Natural(natural) => natural.set_means(first_moment, second_moment),
+            Rule::AdamW(adamw) => {
+                let expected = adamw.moments().0.len();
+                let found = [first_moment.len(), second_moment.len()];
+                if found != [expected; 2] {
+                    return Err(Error::data(format!(
+                        "the saved optimizer state has {found:?} values where the adapter needs \
+                         {expected} each"
+                    )));
+                }
+                adamw.set_moments(first_moment, second_moment);
+            }
+            Rule::Natural(natural) => natural.restore(&first_moment)?,
         }
-        self.updates = state.updates;
+        self.updates = updates;
         Ok(())
     }
 }

@@ -84,6 +84,23 @@ pub fn meaning(name: &str) -> &'static str {
         "loss" => "mean loss of the step's updates",
         "grad_norm" => "Euclidean norm of the gradient before clipping",
         "learning_rate" => "of the last update",
+        "natural/kl" => "divergence of the step taken, in nats a completion",
+        "natural/improvement" => {
+            "what the step improved the objective by, on the step's completions"
+        }
+        "natural/predicted_improvement" => "what the gradient promised for the same step",
+        "natural/step_scale" => "share of the proposed step that the line search took",
+        "natural/shrinkage" => "share of the step's length that the gradient's noise left",
+        "natural/effective_sample_size" => {
+            "share of the completions that still count after the step, by importance weights"
+        }
+        "natural/reused" => "completions of earlier steps that counted again",
+        "natural/gradient_noise_scale" => {
+            "completions a step at which the gradient is as large as its noise"
+        }
+        "natural/condition_number" => {
+            "largest over smallest eigenvalue of the damped Fisher matrix"
+        }
         "num_tokens" => "prompt and completion tokens seen so far",
         "epoch" => "passes over the training data",
         "step_time" => "seconds a step",

@@ -43,6 +43,13 @@ pub struct Answer {
     pub budget: usize,
 }
 
+/// Number of an ask, and of a request in it.
+pub type AskedRequest = (usize, usize);
+/// Sees the tokens of a growing sample.
+pub type OnToken<'a> = dyn FnMut(AskedRequest, usize, &[u32]) + 'a;
+/// Sees a sample that has ended.
+pub type OnFinished<'a> = dyn FnMut(AskedRequest, usize, &Completion) + 'a;
+
 /// A prompt of one of the asks.
 #[derive(Clone, Copy)]
 pub(super) struct Item<'a> {
@@ -72,8 +79,8 @@ impl<'a> NativeEngine<'a> {
     pub fn answer(
         &self,
         asks: &[Ask<'_>],
-        on_token: &mut dyn FnMut((usize, usize), usize, &[u32]),
-        on_finished: &mut dyn FnMut((usize, usize), usize, &Completion),
+        on_token: &mut OnToken<'_>,
+        on_finished: &mut OnFinished<'_>,
     ) -> Result<Vec<Answer>> {
         let items: Vec<Item<'_>> = asks
             .iter()

@@ -259,8 +259,12 @@ fn decoding_in_lanes_draws_what_the_cpu_draws() {
     }
 }
 
-/// Three runs: two adapters with A and B in common, the model alone; other seeds, lengths, temperatures.
-fn several(placement: Placement) -> (Vec<Vec<Vec<Completion>>>, Vec<Vec<Vec<Completion>>>) {
+/// Completions by run, request and sample.
+type ByRun = Vec<Vec<Vec<Completion>>>;
+
+/// Four runs: two adapters with A and B in common, the model alone; other seeds, lengths, temperatures.
+/// What each of them draws together with the others, and alone.
+fn several(placement: Placement) -> (ByRun, ByRun) {
     let decoder = fixtures::decoder(placement);
     let first = fixtures::adapter(&decoder);
     let mut second = first.clone();
@@ -292,7 +296,7 @@ fn several(placement: Placement) -> (Vec<Vec<Vec<Completion>>>, Vec<Vec<Vec<Comp
         ask(None, &requests[..], &own),
     ];
     let engine = NativeEngine::new(&decoder, &tokenizer, 7);
-    let answer = |asks: &[Ask<'_>]| -> Vec<Vec<Vec<Completion>>> {
+    let answer = |asks: &[Ask<'_>]| -> ByRun {
         let mut finished = Vec::new();
         let answers = engine
             .answer(asks, &mut |_, _, _| {}, &mut |place, sample, _| {
@@ -325,9 +329,8 @@ fn runs_that_share_passes_draw_what_each_draws_alone() {
         ..Placement::cpu(DType::F32)
     };
     let (together, alone) = several(portable);
-    let flat = |all: &[Vec<Vec<Completion>>]| -> Vec<Completion> {
-        all.iter().flatten().flatten().cloned().collect()
-    };
+    let flat =
+        |all: &ByRun| -> Vec<Completion> { all.iter().flatten().flatten().cloned().collect() };
     for (together, alone) in flat(&together).iter().zip(flat(&alone)) {
         assert_eq!(together.tokens, alone.tokens);
         for (a, b) in together.logprobs.iter().zip(&alone.logprobs) {

@@ -6,6 +6,7 @@
 //!   metrics.jsonl       one line a step, the same bytes after an interruption as without one
 //!   timings.jsonl       what the clock says of each step (seconds, tokens/s)
 //!   completions.jsonl   prompt, completion, extracted answer, reward, advantage
+//!   tensorboard/        the three logs above for TensorBoard
 //!   environment.json    what it is computed with, see `environment`
 //!   evaluations/        problems and completions of each evaluation
 //!   checkpoints/step-N/ see `checkpoint`

@@ -1,45 +1,20 @@
-//! An append-only JSON Lines file that can be taken back to an earlier length.
+//! A log of JSON Lines.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
-use super::fs;
+use super::append::AppendFile;
 use crate::{Error, Result};
 
-/// One of the run's logs. Every line is written with one call, so a kill tears at most the last.
+/// An [`AppendFile`] of one JSON object a line.
 #[derive(Debug)]
-pub struct JsonLines {
-    file: File,
-    path: PathBuf,
-    length: u64,
-}
+pub struct JsonLines(AppendFile);
 
 impl JsonLines {
-    /// Opens a log and drops what lies behind its first `length` bytes: the lines of steps that
-    /// are going to be done again.
-    ///
-    /// # Errors
-    /// When the file is shorter than `length` or cannot be written.
+    /// See [`AppendFile::open`].
     pub fn open(path: &Path, length: u64) -> Result<Self> {
-        let fail = |e: std::io::Error| fs::error("read", path, &e);
-        let mut file = fs::open_to_write(path)?;
-        let found = file.metadata().map_err(fail)?.len();
-        if found < length {
-            return Err(Error::data(format!(
-                "{} has {found} bytes where the checkpoint counts {length}: it was changed or cut",
-                path.display()
-            )));
-        }
-        fs::set_len(&file, path, length)?;
-        file.seek(SeekFrom::End(0)).map_err(fail)?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            length,
-        })
+        AppendFile::open(path, length).map(Self)
     }
 
     /// Appends one line.
@@ -47,15 +22,12 @@ impl JsonLines {
         let mut line = serde_json::to_vec(row)
             .map_err(|e| Error::Internal(format!("cannot write a line of a log: {e}")))?;
         line.push(b'\n');
-        fs::write_all(&self.file, &self.path, &line)?;
-        self.length += line.len() as u64;
-        Ok(())
+        self.0.append(&line)
     }
 
-    /// Makes the lines durable and gives the length in bytes, for a checkpoint to remember.
+    /// See [`AppendFile::sync`].
     pub fn sync(&mut self) -> Result<u64> {
-        fs::change("sync", &self.path, || self.file.sync_data())?;
-        Ok(self.length)
+        self.0.sync()
     }
 }
 

@@ -1,8 +1,9 @@
-//! The three logs of a run, written together and taken back together.
+//! The logs of a run, written together and taken back together.
 //!
 //! `metrics.jsonl` and `completions.jsonl` hold only what the configuration decides, so that a run
 //! that was interrupted and resumed ends with the same bytes as one that was not. What the clock
-//! says (`step_time` and the like) is in `timings.jsonl`.
+//! says (`step_time` and the like) is in `timings.jsonl`. All of it is also in an event file for
+//! TensorBoard.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::directory::RunDirectory;
+use super::fs;
 use super::jsonl::JsonLines;
 use super::metrics::StepMetrics;
+use super::tensorboard::{self, EventFile};
 use crate::Result;
 use crate::rollout::FinishReason;
 
@@ -40,23 +43,26 @@ pub struct Logs {
     metrics: JsonLines,
     timings: JsonLines,
     completions: JsonLines,
+    events: EventFile,
 }
 
 const METRICS: &str = "metrics.jsonl";
 const TIMINGS: &str = "timings.jsonl";
 const COMPLETIONS: &str = "completions.jsonl";
+const STEP: &str = "step";
 
 impl Logs {
     /// Opens the logs and takes them back to `lengths` (0 where a name is missing).
     pub fn open(directory: &RunDirectory, lengths: &BTreeMap<String, u64>) -> Result<Self> {
-        let open = |name: &str| {
-            let length = lengths.get(name).copied().unwrap_or(0);
-            JsonLines::open(&directory.path().join(name), length)
-        };
+        let length = |name: &str| lengths.get(name).copied().unwrap_or(0);
+        let open = |name: &str| JsonLines::open(&directory.path().join(name), length(name));
+        let events = directory.path().join(tensorboard::FILE);
+        fs::create_dir_all(fs::parent(&events))?;
         Ok(Self {
             metrics: open(METRICS)?,
             timings: open(TIMINGS)?,
             completions: open(COMPLETIONS)?,
+            events: EventFile::open(&events, length(tensorboard::FILE))?,
         })
     }
 
@@ -83,7 +89,8 @@ impl Logs {
         if clock.len() > 1 {
             self.timings.append(&clock)?;
         }
-        Ok(())
+        let values: Vec<_> = metrics.iter().map(|(n, v)| (n.to_owned(), v)).collect();
+        self.events.scalars(step, &values)
     }
 
     /// Writes the scores of an evaluation after `step`, each under `eval_<data set>/<metric>`.
@@ -102,11 +109,20 @@ impl Logs {
         self.metrics.append(&line)?;
         let mut clock = row(step);
         clock.insert("eval_runtime".to_owned(), seconds.into());
-        self.timings.append(&clock)
+        self.timings.append(&clock)?;
+        let numbers = line.iter().chain(&clock).filter(|(name, _)| *name != STEP);
+        let values: Vec<_> = numbers
+            .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
+            .collect();
+        self.events.scalars(step, &values)
     }
 
-    pub fn completion(&mut self, completion: &CompletionRow) -> Result<()> {
-        self.completions.append(completion)
+    /// Writes completions of a step.
+    pub fn completions(&mut self, step: u64, rows: &[CompletionRow]) -> Result<()> {
+        for row in rows {
+            self.completions.append(row)?;
+        }
+        self.events.completions(step, rows)
     }
 
     /// Makes everything durable and gives the lengths for a checkpoint to remember.
@@ -115,12 +131,13 @@ impl Logs {
             (METRICS.to_owned(), self.metrics.sync()?),
             (TIMINGS.to_owned(), self.timings.sync()?),
             (COMPLETIONS.to_owned(), self.completions.sync()?),
+            (tensorboard::FILE.to_owned(), self.events.sync()?),
         ]))
     }
 }
 
 fn row(step: u64) -> Map<String, Value> {
-    Map::from_iter([("step".to_owned(), step.into())])
+    Map::from_iter([(STEP.to_owned(), step.into())])
 }
 
 /// Whether a metric depends on the clock, or on how the work was divided, rather than on the

@@ -1,5 +1,6 @@
 //! The run directory and what is written into it.
 
+pub mod append;
 pub mod checkpoint;
 pub mod clock;
 pub mod directory;
@@ -20,6 +21,7 @@ pub mod problems;
 pub mod progress;
 pub mod signals;
 pub mod state;
+pub mod tensorboard;
 pub mod tensors;
 pub mod training;
 

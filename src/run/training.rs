@@ -183,9 +183,7 @@ impl Session<'_> {
         let limit = self.config.num_completions_to_log.unwrap_or(usize::MAX);
         if let Some(Records { logs, .. }) = &mut self.records {
             logs.step(step, &metrics)?;
-            for row in completions.iter().take(limit) {
-                logs.completion(row)?;
-            }
+            logs.completions(step, &completions[..limit.min(completions.len())])?;
         }
         self.curve
             .extend(metrics.get("reward").or(metrics.get("loss")));
@@ -275,6 +273,9 @@ fn one_line(metrics: &StepMetrics) -> String {
     }
     if let Some(length) = metrics.get("completions/mean_length") {
         parts.push(format!("{length:.0} tokens"));
+    }
+    if let Some(kl) = metrics.get("natural/kl") {
+        parts.push(format!("step of {kl:.3} nats"));
     }
     if let Some(rate) = metrics.get("tokens_per_second") {
         parts.push(format!("{rate:.0} tok/s"));

@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 use toml::Value;
 
 use super::file::{Axis, MethodAxis, Size, SweepFile, flatten};
-use crate::config::{Config, Layer, Method, Source};
+use crate::config::{Config, Layer, Method, OptimizerKind, Source};
 use crate::run::checkpoint::Identity;
 use crate::{Error, Result};
 
@@ -21,6 +21,16 @@ pub struct Point {
     pub axes: Map<String, Json>,
     /// Method, learning rate and seed among the rest.
     pub config: Config,
+}
+
+impl Point {
+    /// The natural gradient has none.
+    pub fn learning_rate(&self) -> Option<f64> {
+        match self.config.optim.kind {
+            OptimizerKind::Adamw => Some(self.config.optim.learning_rate),
+            OptimizerKind::Natural => None,
+        }
+    }
 }
 
 /// Where the file has what the grid sets itself.
@@ -55,7 +65,12 @@ pub fn expand(sweep: &Source, file: &SweepFile, overrides: &[String]) -> Result<
             for axes in combinations(&file.axis) {
                 for size in &file.size {
                     for &rate in grid.rates(size, method)? {
-                        points.push(grid.point(method, &axes, size, rate, seed)?);
+                        let point = grid.point(method, &axes, size, rate, seed)?;
+                        let has_rate = point.learning_rate().is_some();
+                        points.push(point);
+                        if !has_rate {
+                            break; // one run stands for all
+                        }
                     }
                 }
             }
@@ -300,6 +315,11 @@ impl<'a> Grid<'a> {
             }
             other => other,
         })?;
+        let rate = format!("-lr{rate}-");
+        let name = match config.optim.kind {
+            OptimizerKind::Adamw => name,
+            OptimizerKind::Natural => name.replacen(&rate, "-", 1),
+        };
         let axes = of_axes
             .iter()
             .map(|(key, value)| Ok((key.clone(), serde_json::to_value(value)?)))

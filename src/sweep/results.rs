@@ -41,6 +41,7 @@ pub struct RunResult {
     /// `adapter.type`.
     pub adapter: String,
     pub trained_parameters: usize,
+    /// 0 under the natural gradient, which has none.
     pub learning_rate: f64,
     pub seed: u64,
     pub steps: u64,

@@ -38,7 +38,10 @@ fn row(summary: &Summary, cell: &Cell) -> Vec<String> {
         row.push("diverged".to_owned());
         row.extend(summary.metrics.iter().map(|_| "-".to_owned()));
     } else {
-        row.push(format!("{}{end}", cell.learning_rate));
+        row.push(match cell.learning_rate {
+            0.0 => "-".to_owned(),
+            rate => format!("{rate}{end}"),
+        });
         row.extend(cell.scores.iter().map(show));
     }
     row.push(match summary.share_of_gain(cell) {

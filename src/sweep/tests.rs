@@ -93,6 +93,26 @@ fn axes_multiply_and_name_the_runs() {
 }
 
 #[test]
+fn the_natural_gradient_runs_once_whatever_the_learning_rates() {
+    let axis = "[[axis]]\nkey = \"optim.type\"\nvalues = [\"adamw\", \"natural\"]\n";
+    let text = SMALL.replace("[[method]]\nname = \"sft\"\n", axis);
+    let text = text.replace("seeds = [1, 2]", "seeds = [1]");
+    let points = expand(&text, &[]).unwrap();
+    assert_eq!(
+        names(&points),
+        [
+            "grpo-13-adamw-lr0.01-seed1",
+            "grpo-13-adamw-lr0.02-seed1",
+            "grpo-full_weights-adamw-lr0.0001-seed1",
+            "grpo-13-natural-seed1",
+            "grpo-full_weights-natural-seed1",
+        ]
+    );
+    let rates: Vec<_> = points.iter().map(Point::learning_rate).collect();
+    assert_eq!(rates[2..4], [Some(1e-4), None]);
+}
+
+#[test]
 fn the_built_in_sweeps_train_what_they_say() {
     let points = |name: &str| {
         let source = Source::find_sweep(name).unwrap();
@@ -113,7 +133,7 @@ fn the_built_in_sweeps_train_what_they_say() {
         assert_eq!(*name, count.to_string());
     }
     assert!(counts.is_sorted() && counts.len() == 11, "{sizes:?}");
-    for name in ["tying", "rank", "precision"] {
+    for name in ["tying", "rank", "precision", "natural"] {
         assert!(!points(&format!("sweep-mini-{name}.toml")).is_empty());
     }
 }

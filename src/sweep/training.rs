@@ -247,7 +247,7 @@ impl Training<'_> {
             axes: axes.clone(),
             adapter: config.adapter.kind.name().to_owned(),
             trained_parameters: plan::trained_parameters(config, &self.model.decoder.config),
-            learning_rate: config.optim.learning_rate,
+            learning_rate: run.point.learning_rate().unwrap_or_default(),
             seed: config.train.seed,
             steps: run.job.steps(),
             before,

@@ -6,8 +6,9 @@
 use super::workload::{Evaluation, WeightBytes, Workload};
 use super::{Part, Phase};
 use crate::adapter::{AdapterKind, Tying};
-use crate::config::{Config, Method, Sizes};
+use crate::config::{Config, Method, OptimizerKind, Sizes};
 use crate::model::{Keep, ModelConfig};
+use crate::optim::natural::MAX_PARAMETERS;
 
 const F32: usize = size_of::<f32>();
 const F64: usize = size_of::<f64>();
@@ -285,9 +286,8 @@ impl Formula<'_> {
             Method::Sft => self.workload.longest(),
             Method::Grpo => {
                 let (prompt, own) = (self.workload.longest(), grpo.max_completion_length - 1);
-                let natural = self.config.optim.kind == crate::config::OptimizerKind::Natural;
                 let one = prompt + own;
-                match natural {
+                match self.is_natural() {
                     true => one,
                     false => (prompt + grpo.num_generations * own)
                         .min(grpo.cut_tokens())
@@ -295,6 +295,35 @@ impl Formula<'_> {
                 }
             }
         }
+    }
+
+    /// Whether every completion's own gradient is wanted: on the way back each has a prompt of its own.
+    fn is_natural(&self) -> bool {
+        let has_scores = matches!(
+            self.config.adapter.kind,
+            AdapterKind::TinyLora | AdapterKind::LoraXs
+        );
+        let is_small = self.trained <= MAX_PARAMETERS;
+        self.config.optim.kind == OptimizerKind::Natural && has_scores && is_small
+    }
+
+    /// Passes at a time, and their rows.
+    fn update_rows(&self, sizes: &Sizes) -> (usize, usize) {
+        let grpo = &self.config.grpo;
+        let (piece, prompts) = (self.largest_piece(), self.runs * grpo.prompts_per_step);
+        let group = grpo.num_generations * piece;
+        if self.is_small && self.config.method == Method::Grpo {
+            let rows = match self.is_natural() {
+                true => group.min(sizes.pass_tokens).max(piece),
+                false => piece,
+            };
+            return (self.threads.min(prompts), rows);
+        }
+        let all = match self.is_natural() {
+            true => prompts * group,
+            false => self.runs * self.step_rows(),
+        };
+        (1, sizes.pass_tokens.max(piece).min(all))
     }
 
     /// Floats of a row in the forward pass of a block.
@@ -318,17 +347,7 @@ impl Formula<'_> {
     /// One pass of an update.
     pub fn updating(&self, sizes: &Sizes) -> Phase {
         let (h, vocab) = (self.model.hidden_size, self.model.vocab_size);
-        let (lanes, rows) = match self.is_small && self.config.method == Method::Grpo {
-            true => (
-                self.threads
-                    .min(self.runs * self.config.grpo.prompts_per_step),
-                self.largest_piece(),
-            ),
-            false => {
-                let packed = sizes.pass_tokens.max(self.largest_piece());
-                (1, packed.min(self.runs * self.step_rows()))
-            }
-        };
+        let (lanes, rows) = self.update_rows(sizes);
         let per_pass = lanes * rows * F32;
         let kept = match self.forward(sizes, rows) {
             Forward::Recorded => 0,
@@ -341,7 +360,7 @@ impl Formula<'_> {
             Part::new("inputs or activations of a pass", kept),
             Part::new(
                 format!("a block forward and backward, {rows} rows"),
-                per_pass * self.block_backward(),
+                per_pass * (self.block_backward() + self.block_to_copy()),
             ),
             // Inputs and outputs of the last norm, the scored rows and the gradients of all these.
             Part::new("hidden states and their gradient", per_pass * 6 * h),
@@ -355,6 +374,13 @@ impl Formula<'_> {
             "gradients of shared keys",
             lanes * pending.min(PENDING),
         ));
+        if self.is_natural() {
+            let grpo = &self.config.grpo;
+            let numbers = grpo.prompts_per_step * grpo.num_generations * self.trained;
+            let batches = F64 + (1 + self.config.optim.reuse) * F32;
+            let bytes = self.runs * numbers * batches;
+            parts.push(Part::new("gradients of completions", bytes));
+        }
         let pieces = rows / self.largest_piece().max(1) + 1;
         if self.config.adapter.kind == AdapterKind::LoraXs {
             let bytes = lanes * pieces * self.trained * F64;
@@ -363,6 +389,14 @@ impl Formula<'_> {
         Phase {
             name: "updating",
             parts,
+        }
+    }
+
+    /// Floats of a row that what a block kept takes while it is copied for single completions.
+    fn block_to_copy(&self) -> usize {
+        match self.is_natural() {
+            true => self.block_forward(),
+            false => 0,
         }
     }
 
