@@ -5,6 +5,7 @@ pub mod importance;
 pub mod loss;
 pub mod metrics;
 mod natural;
+mod owners;
 mod passes;
 mod rollouts;
 mod scores;

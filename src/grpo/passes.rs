@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::loss::on_policy_coefficient;
+use super::owners::ByOwner;
 use super::rollouts::Rollouts;
 use super::trainer::{GrpoTrainer, Item, Policy, Sums};
 use crate::adapter::Gradients;
@@ -46,13 +47,10 @@ impl GrpoTrainer<'_> {
             return self.large_gradients(rollouts, &passes, policy, sums, on_progress);
         }
         let own = self.own_pieces(rollouts, &passes, policy, on_progress);
-        let mut by_rank = self.sampler.ranks.gather(own)?;
-        by_rank.iter_mut().for_each(|pieces| pieces.reverse());
+        let mut pieces = ByOwner::gather(&self.sampler.ranks, own)?;
         let mut gradients = self.learner.adapter().gradients();
         for items in passes.iter().flat_map(|pass| groups_of(pass)) {
-            let owner = rollouts.groups[items[0].group].owner;
-            let piece = by_rank.get_mut(owner).and_then(Vec::pop);
-            let piece = piece.ok_or_else(|| missing_piece(owner))?;
+            let piece: Piece = pieces.next_of(rollouts, items[0].group)?;
             gradients.add_piece(&piece.gradient)?;
             sums.add(&self.loss, policy, items, &piece.logprobs);
             sums.add_entropies(&piece.entropies);
@@ -88,8 +86,7 @@ impl GrpoTrainer<'_> {
         policy: &Policy,
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<Piece>> {
-        let rank = self.sampler.ranks.rank();
-        let is_own = |item: &&Item| rollouts.groups[item.group].owner == rank;
+        let is_own = |item: &&Item| self.is_own(rollouts, item);
         let passes: Vec<Vec<&Item>> = passes
             .iter()
             .map(|pass| pass.iter().copied().filter(is_own).collect())
@@ -247,8 +244,4 @@ fn split(items: &[&Item], gradients: Vec<Vec<f64>>, scores: &Scores) -> Result<V
             "a pass gave other pieces than its prompts".to_owned(),
         )),
     }
-}
-
-fn missing_piece(rank: usize) -> Error {
-    Error::Internal(format!("rank {rank} left out a part of an update"))
 }

@@ -11,12 +11,12 @@ use super::rollouts::{Group, Rollouts, Sampler};
 use crate::Result;
 use crate::adapter::Adapter;
 use crate::config::{GrpoConfig, LossType, OptimConfig};
-use crate::model::{Batch, Decoder, Passes, ScorePass, pack};
+use crate::model::{Batch, Decoder, Passes, pack};
 use crate::optim::{Learner, Update};
 use crate::rollout::FinishReason;
 use crate::run::logs::CompletionRow;
 use crate::run::training::{StepOutput, Trainer};
-use crate::run::{StepMetrics, TrainState, signals};
+use crate::run::{StepMetrics, TrainState};
 
 /// Trains an adapter with GRPO, one generation batch a step.
 pub struct GrpoTrainer<'a> {
@@ -268,53 +268,6 @@ impl<'a> GrpoTrainer<'a> {
             .into_iter()
             .map(|run| own(run).collect())
             .collect()
-    }
-
-    /// Log-probabilities of all completions that are trained on, with `adapter` or without.
-    fn score(
-        &self,
-        rollouts: &Rollouts,
-        items: &mut [Item],
-        adapter: Option<&Adapter>,
-        mut each: impl FnMut(&mut Item, Vec<f64>),
-    ) -> Result<()> {
-        let ranks = &self.sampler.ranks;
-        let own = self.own_scores(rollouts, items, adapter);
-        let mut by_rank = ranks.gather(own)?;
-        by_rank.iter_mut().for_each(|own| own.reverse());
-        for item in items.iter_mut().filter(|item| self.is_trained(item)) {
-            let owner = rollouts.groups[item.group].owner;
-            if let Some(logps) = by_rank[owner].pop() {
-                each(item, logps);
-            }
-        }
-        Ok(())
-    }
-
-    /// Log-probabilities of the completions of this rank that are trained on, in order.
-    fn own_scores(
-        &self,
-        rollouts: &Rollouts,
-        items: &[Item],
-        adapter: Option<&Adapter>,
-    ) -> Result<Vec<Vec<f64>>> {
-        let rank = self.sampler.ranks.rank();
-        let is_own =
-            |item: &Item| self.is_trained(item) && rollouts.groups[item.group].owner == rank;
-        let mut all = Vec::new();
-        for micro_batch in self.micro_batches(rollouts, items, is_own) {
-            signals::check()?;
-            let own: Vec<&Item> = micro_batch.iter().map(|&i| &items[i]).collect();
-            let batch = self.pack(rollouts, &own)?;
-            let scores = self.passes.score(ScorePass {
-                adapter,
-                batch: &batch,
-                temperature: self.config.temperature,
-            })?;
-            let logps = batch.by_completion(&scores.logprobs);
-            all.extend(logps.map(<[f64]>::to_vec));
-        }
-        Ok(all)
     }
 
     /// Completions packed with the prompts of their groups, each prompt once.
