@@ -16,7 +16,7 @@ READ_EFFICIENCY = 0.7
 LAUNCH = 4e-6
 KERNELS_A_LAYER, KERNELS_AROUND = 48, 50
 # Bytes that a rank sends of each of its tokens, to every other rank: measured, see docs/scale.md.
-EXCHANGED = 30.0
+EXCHANGED = 23.0
 
 
 @dataclass
