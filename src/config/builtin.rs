@@ -28,8 +28,12 @@ pub const SWEEPS: List = builtin![
     "sweep-mini.toml",
     "sweep-mini-tying.toml",
     "sweep-mini-rank.toml",
+    "sweep-mini-adamw.toml",
+    "sweep-mini-adamw-sizes.toml",
     "sweep-mini-natural.toml",
     "sweep-mini-precision.toml",
+    "sweep-smollm2-adamw.toml",
+    "sweep-smollm2-natural.toml",
 ];
 
 /// The one of that name (with or without `.toml`).

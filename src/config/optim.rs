@@ -56,7 +56,7 @@ pub struct OptimConfig {
     /// `natural`: divergence of the policy that a step may make, nats per completion. The schedule
     /// scales the step's length.
     pub kl_per_step: f64,
-    /// `natural`: damping of the Fisher matrix, relative to its diagonal.
+    /// `natural`: damping of the Fisher matrix, relative to the mean of its diagonal.
     pub damping: f64,
     /// `natural`: weight of an earlier generation batch in the Fisher matrix and the gradient, to the
     /// power of its age.
@@ -78,10 +78,10 @@ impl Default for OptimConfig {
             adam_epsilon: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
-            kl_per_step: 0.05,
-            damping: 0.1,
-            momentum: 0.8,
-            reuse: 4,
+            kl_per_step: 0.1,
+            damping: 1.0,
+            momentum: 1.0,
+            reuse: 20,
         }
     }
 }
@@ -120,12 +120,17 @@ impl OptimConfig {
             ("optim.adam_beta1", self.adam_beta1),
             ("optim.adam_beta2", self.adam_beta2),
             ("optim.warmup_ratio", self.warmup_ratio),
-            ("optim.momentum", self.momentum),
         ] {
             check((0.0..1.0).contains(&value), key, value, || {
                 "must be in [0, 1)".into()
             })?;
         }
+        check(
+            (0.0..=1.0).contains(&self.momentum),
+            "optim.momentum",
+            self.momentum,
+            || "must be from 0 to 1".into(),
+        )?;
         check(
             self.kl_per_step > 0.0 && self.kl_per_step <= 10.0,
             "optim.kl_per_step",

@@ -13,6 +13,10 @@ const MAX_HALVINGS: u32 = 4;
 /// Divergence of an accepted step, as a multiple of the one asked for: the quadratic model it is
 /// made with is no better than this.
 const TOLERANCE: f64 = 2.0;
+/// Part of the promised improvement that an accepted step may miss by: what the objective fell short of
+/// the linear model on the same completions. (Whether it improved on them at all is no criterion: they are
+/// a small part of what the direction is made of.)
+const MISSED: f64 = 0.5;
 
 /// What a natural-gradient update did.
 #[derive(Debug, Clone)]
@@ -61,7 +65,6 @@ impl NaturalUpdate {
                 "natural/effective_sample_size",
                 self.accepted.effective_share,
             ),
-            ("natural/shrinkage", self.direction.shrinkage),
             ("natural/reused", self.direction.reused),
             ("natural/condition_number", self.direction.condition_number),
         ] {
@@ -128,8 +131,9 @@ impl GrpoTrainer<'_> {
         Ok(sums)
     }
 
-    /// The longest of Δv, Δv/2, Δv/4 … that diverges no more than asked for and improves the loss
-    /// on the completions at hand; the adapter stands there afterwards, or where it stood.
+    /// The longest of Δv, Δv/2, Δv/4 … that diverges no more than asked for and improves the loss on the
+    /// completions at hand nearly as the linear model says; the adapter stands there afterwards, or
+    /// where it stood.
     fn line_search(
         &mut self,
         rollouts: &Rollouts,
@@ -151,7 +155,8 @@ impl GrpoTrainer<'_> {
                 .collect();
             self.learner.set_parameters(&moved)?;
             let trial = self.trial(rollouts, items, coefficients, scale)?;
-            if trial.kl <= allowed && trial.improvement >= 0.0 {
+            let missed = scale * direction.predicted_improvement - trial.improvement;
+            if trial.kl <= allowed && missed <= MISSED * scale * direction.promised_improvement {
                 return Ok(trial);
             }
         }

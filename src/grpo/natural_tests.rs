@@ -199,16 +199,19 @@ fn fisher_and_direction_are_those_of_a_dense_computation_by_finite_differences()
             (0..p).for_each(|j| fisher[i][j] += s[i] * s[j] / n as f64);
         }
     }
-    (0..p).for_each(|i| fisher[i][i] *= 1.0 + params.damping);
-    let solved = solve(fisher, gradient.clone());
-    let squared: f64 = solved.iter().zip(&gradient).map(|(x, g)| x * g).sum();
-    let length = proposed.shrinkage * (2.0 * params.kl_per_step / squared).sqrt();
+    let mean = (0..p).map(|i| fisher[i][i]).sum::<f64>() / p as f64;
+    let mut damped = fisher.clone();
+    (0..p).for_each(|i| damped[i][i] += params.damping * mean);
+    let solved = solve(damped, gradient);
+    let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let squared: f64 = (0..p).map(|i| solved[i] * inner(&fisher[i], &solved)).sum();
+    let length = (2.0 * params.kl_per_step / squared).sqrt();
     let norm = solved
         .iter()
         .map(|x| (length * x).powi(2))
         .sum::<f64>()
         .sqrt();
-    assert!(proposed.shrinkage > 0.1 && norm > 0.0);
+    assert!(norm > 0.0);
     for (got, x) in proposed.step.iter().zip(&solved) {
         assert!(
             (got + length * x).abs() < 1e-4 * norm,

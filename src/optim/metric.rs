@@ -2,47 +2,33 @@
 
 use crate::ops::cpu::symmetric_eigen;
 
-/// F̃ = F + λ·diag(F), by the eigenvectors of D^−½ F̃ D^−½, D the diagonal of F.
+/// F̃ = F + λ·m·I, m the mean of F's diagonal, by its eigenvectors.
 ///
-/// A parameter without any effect (a zero on the diagonal) is left out: its share of every solution is
-/// 0. So are directions in which F̃ is singular, which only an undamped one is.
+/// The damping is the same for all parameters, not relative to the diagonal entry of each: a parameter
+/// with little effect has a small entry there, and would go furthest on noise alone.
+///
+/// Directions in which F̃ is singular, which only an undamped one is, are left out of every solution.
 #[derive(Debug)]
 pub struct Metric {
     p: usize,
-    /// 1/√D, 0 where D is.
-    scale: Vec<f64>,
     /// Descending.
     values: Vec<f64>,
     /// Rows.
     vectors: Vec<f64>,
 }
 
-/// Eigenvalues below this share of the largest hold little but the rounding of f32.
-const SINGULAR: f64 = 1e-6;
+/// Eigenvalues below this share of the largest hold little but the rounding of the scores.
+const SINGULAR: f64 = 1e-10;
 
 impl Metric {
-    /// Of F `[p, p]` with relative damping λ.
+    /// Of F `[p, p]` with damping λ.
     pub fn new(fisher: &[f64], p: usize, damping: f64) -> Self {
-        let scale: Vec<f64> = (0..p)
-            .map(|i| match fisher[i * p + i] {
-                x if x > 0.0 => 1.0 / x.sqrt(),
-                _ => 0.0,
-            })
-            .collect();
-        let mut matrix = vec![0.0; p * p];
-        for i in 0..p {
-            for j in 0..p {
-                matrix[i * p + j] = fisher[i * p + j] * scale[i] * scale[j];
-            }
-            matrix[i * p + i] = if scale[i] > 0.0 { 1.0 + damping } else { 0.0 };
-        }
+        let diagonal = |i: usize| i * p + i;
+        let mean = (0..p).map(|i| fisher[diagonal(i)]).sum::<f64>() / p as f64;
+        let mut matrix = fisher.to_vec();
+        (0..p).for_each(|i| matrix[diagonal(i)] += damping * mean);
         let (values, vectors) = symmetric_eigen(matrix, p);
-        Self {
-            p,
-            scale,
-            values,
-            vectors,
-        }
+        Self { p, values, vectors }
     }
 
     /// Eigenvalues that count, with their vectors.
@@ -57,13 +43,11 @@ impl Metric {
 
     /// F̃⁻¹ x.
     pub fn solve(&self, x: &[f64]) -> Vec<f64> {
-        let scaled: Vec<f64> = x.iter().zip(&self.scale).map(|(x, s)| x * s).collect();
         let mut solution = vec![0.0; self.p];
         for (value, vector) in self.pairs() {
-            let share = dot(vector, &scaled) / value;
-            for ((out, v), s) in solution.iter_mut().zip(vector).zip(&self.scale) {
-                *out += share * v * s;
-            }
+            let share = dot(vector, x) / value;
+            let cells = solution.iter_mut().zip(vector);
+            cells.for_each(|(out, v)| *out += share * v);
         }
         solution
     }
@@ -72,17 +56,13 @@ impl Metric {
     pub fn trace(&self, m: &[f64]) -> f64 {
         let mut sum = 0.0;
         for (value, vector) in self.pairs() {
-            for i in 0..self.p {
-                let row = &m[i * self.p..][..self.p];
-                let scaled = row.iter().zip(&self.scale).map(|(m, s)| m * s);
-                let inner: f64 = scaled.zip(vector).map(|(m, v)| m * v).sum();
-                sum += vector[i] * self.scale[i] * inner / value;
-            }
+            let rows = m.chunks_exact(self.p).zip(vector);
+            sum += rows.map(|(row, v)| v * dot(row, vector)).sum::<f64>() / value;
         }
         sum
     }
 
-    /// Largest over smallest eigenvalue of F̃ with its diagonal scaled to 1 + λ.
+    /// Largest over smallest eigenvalue of F̃.
     pub fn condition_number(&self) -> f64 {
         let mut pairs = self.pairs();
         let largest = pairs.next().map_or(1.0, |(value, _)| value);
@@ -99,23 +79,15 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// A F̃ that is not diagonal, with wildly different units.
-    fn fisher() -> Vec<f64> {
-        let units = [1.0, 1e-4, 300.0];
-        let rows = [[2.0, 0.7, -0.3], [0.7, 1.0, 0.2], [-0.3, 0.2, 0.5]];
-        (0..9)
-            .map(|k| rows[k / 3][k % 3] * units[k / 3] * units[k % 3])
-            .collect()
-    }
-
     #[test]
     fn it_solves_the_dense_system() {
-        let (fisher, x) = (fisher(), [1.0, -2.0e-4, 50.0]);
+        let fisher = [2.0, 0.7, -0.03, 0.7, 1.0, 0.02, -0.03, 0.02, 0.005];
+        let x = [1.0, -2.0, 0.5];
         let metric = Metric::new(&fisher, 3, 0.25);
         let solution = metric.solve(&x);
         for i in 0..3 {
             let mut back = dot(&fisher[i * 3..][..3], &solution);
-            back += 0.25 * fisher[i * 3 + i] * solution[i];
+            back += 0.25 * (3.005 / 3.0) * solution[i];
             assert!((back - x[i]).abs() < 1e-9 * x[i].abs(), "{back} {}", x[i]);
         }
         // tr F̃⁻¹ (x xᵀ) = xᵀ F̃⁻¹ x.

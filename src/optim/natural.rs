@@ -5,15 +5,10 @@
 //! - the Fisher matrix is F = 1/n Σ s_i s_iᵀ, exact for the batch; the divergence between the
 //!   policies before and after a step Δv is KL ≈ ½ Δvᵀ F Δv, in nats per completion;
 //! - the gradient of the loss is g = Σ c_i s_i, c_i = dL/dlogp of every token of completion i;
-//! - the step that lowers the loss most at KL = δ is Δv = −√(2δ / gᵀF̃⁻¹g) · F̃⁻¹g.
+//! - the step that lowers the loss most at KL = δ is along −F⁻¹g; taken is −F̃⁻¹g at that length.
 //!
-//! F̃ = F + λ·diag(F): damping in the units of each parameter. So nothing depends on the scale of
-//! P, Σ, `scaling` or v: a parameter written in other units takes the same step.
-//!
-//! The gradient is an estimate, and a step of fixed length would follow its noise where there is
-//! nothing left to learn. Its noise in the same metric is N = tr F̃⁻¹ Cov(g), the part of gᵀF̃⁻¹g that
-//! is there without any signal; the step is shortened by √max(0, 1 − N / gᵀF̃⁻¹g), the positive part of
-//! James and Stein's factor.
+//! F̃ = F + λ·m·I, m the mean of F's diagonal, so that nothing depends on the scale of P, `scaling` or
+//! v: parameters all written in other units take the same step.
 //!
 //! Earlier batches count again, importance-weighted to the policy of now ([`ScoredBatch`]): g and F are
 //! means over the last few, batch k of them with weight βᵏ times its effective share. One whose share
@@ -74,10 +69,10 @@ pub struct Direction {
     pub kl_per_step: f64,
     /// −g·Δv of the batch's own gradient: what the linear model of the loss promises.
     pub predicted_improvement: f64,
-    /// Largest over smallest eigenvalue of F̃ with its diagonal scaled to 1.
+    /// The same of the gradient over all batches that count; never negative.
+    pub promised_improvement: f64,
+    /// Largest over smallest eigenvalue of F̃.
     pub condition_number: f64,
-    /// What the noise left of the step's length, 0 to 1.
-    pub shrinkage: f64,
     /// Completions at which the batch's gradient would be as large as its noise (McCandlish et al.,
     /// arXiv 1812.06162, in the metric F̃); absent where this batch shows nothing but noise.
     pub noise_scale: Option<f64>,
@@ -110,26 +105,21 @@ impl Natural {
         let own = batch.moments_at(&batch.parameters);
         let (all, reused) = self.moments(&batch, &own);
         let metric = Metric::new(&all.fisher, self.num_parameters, self.params.damping);
-        let solved = metric.solve(&all.gradient);
-        let squared = dot(&all.gradient, &solved);
-        let signal = squared - metric.trace(&all.noise);
-        let (shrinkage, length) = match squared > 0.0 && signal > 0.0 {
-            true => {
-                let shrinkage = (signal / squared).sqrt();
-                let full = (2.0 * self.params.kl_per_step / squared).sqrt();
-                (shrinkage, factor * shrinkage * full)
-            }
-            false => (0.0, 0.0),
+        let along = metric.solve(&all.gradient);
+        let squared = dot(&along, &product(&all.fisher, &along));
+        let length = match squared > 0.0 {
+            true => factor * (2.0 * self.params.kl_per_step / squared).sqrt(),
+            false => 0.0,
         };
-        let step: Vec<f64> = solved.iter().map(|x| -length * x).collect();
-        let own_noise = metric.trace(&own.noise);
-        let own_signal = dot(&own.gradient, &metric.solve(&own.gradient)) - own_noise;
+        let step: Vec<f64> = along.iter().map(|x| -length * x).collect();
+        let noise = metric.trace(&own.noise);
+        let signal = dot(&own.gradient, &metric.solve(&own.gradient)) - noise;
         let direction = Direction {
             kl_per_step: self.params.kl_per_step,
             predicted_improvement: -dot(&own.gradient, &step),
+            promised_improvement: length * dot(&all.gradient, &along),
             condition_number: metric.condition_number(),
-            shrinkage,
-            noise_scale: (own_signal > 0.0).then(|| batch.len() as f64 * own_noise / own_signal),
+            noise_scale: (signal > 0.0).then(|| batch.len() as f64 * noise / signal),
             reused,
             grad_norm: dot(&own.gradient, &own.gradient).sqrt(),
             step,
@@ -179,6 +169,14 @@ impl Natural {
     }
 }
 
+/// M x, M `[p, p]`.
+fn product(matrix: &[f64], x: &[f64]) -> Vec<f64> {
+    matrix
+        .chunks_exact(x.len())
+        .map(|row| dot(row, x))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,16 +219,15 @@ mod tests {
         let (n, p) = (200, 4);
         let batch = batch(n, p, 0);
         let direction = propose(PARAMS, &batch);
-        // KL ≈ ½ mean (s·Δv)², shortened by the shrinkage.
+        // KL ≈ ½ mean (s·Δv)².
         let rows = batch.scores.chunks_exact(p);
         let along = rows.map(|row| {
             let row: Vec<f64> = row.iter().copied().map(f64::from).collect();
             dot(&row, &direction.step)
         });
         let kl = along.map(|x| 0.5 * x * x / n as f64).sum::<f64>();
-        let expected = PARAMS.kl_per_step * direction.shrinkage.powi(2);
+        let expected = PARAMS.kl_per_step;
         assert!((kl - expected).abs() < 1e-5 * expected, "{kl} {expected}");
-        assert!(direction.shrinkage > 0.8 && direction.shrinkage < 1.0);
         assert!(direction.predicted_improvement > 0.0);
         assert!(
             direction
@@ -243,51 +240,44 @@ mod tests {
     }
 
     #[test]
-    fn the_units_of_a_parameter_do_not_matter() {
-        let params = NaturalParams {
-            damping: 0.1,
-            ..PARAMS
-        };
-        let (units, batch) = ([1.0, 1e-3, 50.0], batch(100, 3, 0));
-        let mut other = batch.clone();
-        let cells = other.scores.iter_mut().zip(units.iter().cycle());
-        cells.for_each(|(s, unit)| *s *= unit);
-        let (a, b) = (propose(params, &batch), propose(params, &other));
-        for ((a, b), unit) in a.step.iter().zip(&b.step).zip(units) {
-            assert!((a - b * f64::from(unit)).abs() < 1e-4 * a.abs(), "{a} {b}");
+    fn the_units_of_the_parameters_do_not_matter() {
+        // All in the same other units; or, without damping, each in its own.
+        for (damping, units) in [(1.0, [1e3; 3]), (0.0, [1.0, 1e-2, 50.0])] {
+            let params = NaturalParams { damping, ..PARAMS };
+            let batch = batch(100, 3, 0);
+            let mut other = batch.clone();
+            let cells = other.scores.iter_mut().zip(units.iter().cycle());
+            cells.for_each(|(s, unit)| *s *= unit);
+            let (a, b) = (propose(params, &batch), propose(params, &other));
+            for ((a, b), unit) in a.step.iter().zip(&b.step).zip(units) {
+                assert!((a - b * f64::from(unit)).abs() < 1e-4 * a.abs(), "{a} {b}");
+            }
+            let (a, b) = (a.predicted_improvement, b.predicted_improvement);
+            assert!((a - b).abs() < 1e-5 * a, "{a} {b}");
         }
-        let (a, b) = (a.predicted_improvement, b.predicted_improvement);
-        assert!((a - b).abs() < 1e-5 * a, "{a} {b}");
-    }
-
-    /// Steele's splitmix64.
-    fn hash(i: u64) -> u64 {
-        let x = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
     }
 
     #[test]
-    fn pure_noise_takes_a_short_step_and_no_signal_none() {
-        let mut noise = batch(64, 3, 0);
-        // Signs that have nothing to do with the scores.
-        let mut total = 0.0;
-        for seed in 0..50u64 {
-            for (i, pair) in noise.advantages.chunks_exact_mut(2).enumerate() {
-                let sign = if hash(i as u64 + 64 * seed) & 1 == 0 {
-                    1.0
-                } else {
-                    -1.0
-                };
-                pair.copy_from_slice(&[sign, -sign]);
-            }
-            total += propose(PARAMS, &noise).shrinkage;
-        }
-        let mean = total / 50.0;
-        assert!(mean > 0.05 && mean < 0.6, "{mean}");
-        noise.advantages.fill(0.0);
-        let none = propose(PARAMS, &noise);
+    fn damping_holds_back_what_has_little_effect() {
+        // A tenth of the effect in the second parameter, and the same advantage of it.
+        let n = 100;
+        let mut batch = batch(n, 2, 0);
+        batch.scores.chunks_exact_mut(2).for_each(|s| s[1] *= 0.1);
+        let reward = |i: usize| f64::from(batch.scores[2 * i] + 10.0 * batch.scores[2 * i + 1]);
+        batch.advantages = (0..n).map(|i| (reward(i) - reward(i ^ 1)) as f32).collect();
+        let share = |damping| {
+            let step = propose(NaturalParams { damping, ..PARAMS }, &batch).step;
+            (step[1] / step[0]).abs()
+        };
+        let (free, damped) = (share(0.0), share(1.0));
+        assert!(free > 3.0 && damped < 0.5, "{free} {damped}");
+    }
+
+    #[test]
+    fn without_a_signal_there_is_no_step() {
+        let mut flat = batch(64, 3, 0);
+        flat.advantages.fill(0.0);
+        let none = propose(PARAMS, &flat);
         assert_eq!((none.step, none.noise_scale), (vec![0.0; 3], None));
     }
 
@@ -321,18 +311,12 @@ mod tests {
         let expected = [0.0, 40.0, 80.0, 80.0];
         let pairs = reused.iter().zip(expected);
         pairs.for_each(|(got, expected)| assert!((got - expected).abs() < 1e-9, "{reused:?}"));
-        // More batches, less noise.
-        let mut alone = Natural::new(PARAMS, p);
-        let last = batch(40, p, 5000);
-        let with = natural.propose(last.clone(), 5, 1.0).unwrap();
-        let without = alone.propose(last.clone(), 5, 1.0).unwrap();
-        assert!(with.shrinkage > without.shrinkage);
         // Far away they say nothing.
         let far = ScoredBatch {
             parameters: vec![30.0; p],
-            ..last
+            ..batch(40, p, 5000)
         };
-        assert_eq!(natural.propose(far, 6, 1.0).unwrap().reused, 0.0);
+        assert_eq!(natural.propose(far, 5, 1.0).unwrap().reused, 0.0);
     }
 
     #[test]

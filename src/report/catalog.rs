@@ -90,7 +90,6 @@ pub fn meaning(name: &str) -> &'static str {
         }
         "natural/predicted_improvement" => "what the gradient promised for the same step",
         "natural/step_scale" => "share of the proposed step that the line search took",
-        "natural/shrinkage" => "share of the step's length that the gradient's noise left",
         "natural/effective_sample_size" => {
             "share of the completions that still count after the step, by importance weights"
         }

@@ -64,7 +64,7 @@ pub fn expand(sweep: &Source, file: &SweepFile, overrides: &[String]) -> Result<
         for method in &file.method {
             for axes in combinations(&file.axis) {
                 for size in &file.size {
-                    for &rate in grid.rates(size, method)? {
+                    for rate in grid.rates(size, method)? {
                         let point = grid.point(method, &axes, size, rate, seed)?;
                         let has_rate = point.learning_rate().is_some();
                         points.push(point);
@@ -234,8 +234,9 @@ impl<'a> Grid<'a> {
         Ok(())
     }
 
-    /// The learning rates of a size: its own, else the method's, else those for all.
-    fn rates(&self, size: &'a Size, method: &'a MethodAxis) -> Result<&'a [f64]> {
+    /// The learning rates of a size: its own, else the method's, else those for all. `[None]` where
+    /// there are none, which only the natural gradient can do without.
+    fn rates(&self, size: &'a Size, method: &'a MethodAxis) -> Result<Vec<Option<f64>>> {
         let own = [
             &size.learning_rates,
             &method.learning_rates,
@@ -244,11 +245,7 @@ impl<'a> Grid<'a> {
         let mut own = own.into_iter().flatten();
         let (size, method) = (&size.name, method.name);
         let Some(rates) = own.find_map(|rates| rates.of(method)) else {
-            return Err(self.error(format!(
-                "no learning rates for size {size} with {}: give learning_rates to the size, to \
-                 the method, or to all",
-                method.name()
-            )));
+            return Ok(vec![None]);
         };
         let twice = |i: &usize| rates[..*i].contains(&rates[*i]);
         if let Some(i) = (0..rates.len()).find(twice) {
@@ -258,7 +255,7 @@ impl<'a> Grid<'a> {
         if rates.is_empty() {
             return Err(self.error(format!("size {size}: learning_rates is empty")));
         }
-        Ok(rates)
+        Ok(rates.iter().copied().map(Some).collect())
     }
 
     fn point(
@@ -266,12 +263,12 @@ impl<'a> Grid<'a> {
         method: &MethodAxis,
         axes: &Chosen<'_>,
         size: &Size,
-        rate: f64,
+        rate: Option<f64>,
         seed: u64,
     ) -> Result<Point> {
         let mut parts = vec![method.name.name().to_owned(), size.name.clone()];
         parts.extend(axes.iter().map(|(key, value)| label(key, value)));
-        parts.push(format!("lr{rate}"));
+        parts.extend(rate.map(|rate| format!("lr{rate}")));
         parts.push(format!("seed{seed}"));
         let name = file_name(&parts.join("-"));
 
@@ -284,11 +281,11 @@ impl<'a> Grid<'a> {
             .map(|(key, value)| ((*key).to_owned(), (*value).clone()))
             .collect();
         let seed = i64::try_from(seed).unwrap_or(i64::MAX);
-        let own = [
+        let mut own: Vec<(String, Value)> = vec![
             ("method".to_owned(), method.name.name().into()),
-            ("optim.learning_rate".to_owned(), rate.into()),
             ("train.seed".to_owned(), seed.into()),
         ];
+        own.extend(rate.map(|rate| ("optim.learning_rate".to_owned(), rate.into())));
         let places = [
             of("set"),
             of(&format!("method {}", method.name.name())),
@@ -315,10 +312,17 @@ impl<'a> Grid<'a> {
             }
             other => other,
         })?;
-        let rate = format!("-lr{rate}-");
-        let name = match config.optim.kind {
-            OptimizerKind::Adamw => name,
-            OptimizerKind::Natural => name.replacen(&rate, "-", 1),
+        let name = match (config.optim.kind, rate) {
+            (OptimizerKind::Adamw, None) => {
+                return Err(self.error(format!(
+                    "no learning rates for size {} with {}: give learning_rates to the size, to the \
+                     method, or to all",
+                    size.name,
+                    method.name.name()
+                )));
+            }
+            (OptimizerKind::Natural, Some(rate)) => name.replacen(&format!("-lr{rate}-"), "-", 1),
+            _ => name,
         };
         let axes = of_axes
             .iter()

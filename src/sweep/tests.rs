@@ -110,6 +110,15 @@ fn the_natural_gradient_runs_once_whatever_the_learning_rates() {
     );
     let rates: Vec<_> = points.iter().map(Point::learning_rate).collect();
     assert_eq!(rates[2..4], [Some(1e-4), None]);
+    // Alone it needs none.
+    let alone = text
+        .replace(
+            "values = [\"adamw\", \"natural\"]",
+            "values = [\"natural\"]",
+        )
+        .replace("learning_rates = [0.01, 0.02]\n", "");
+    let points = expand(&alone, &[]).unwrap();
+    assert_eq!(names(&points)[0], "grpo-13-natural-seed1");
 }
 
 #[test]
@@ -133,8 +142,15 @@ fn the_built_in_sweeps_train_what_they_say() {
         assert_eq!(*name, count.to_string());
     }
     assert!(counts.is_sorted() && counts.len() == 11, "{sizes:?}");
-    for name in ["tying", "rank", "precision", "natural"] {
-        assert!(!points(&format!("sweep-mini-{name}.toml")).is_empty());
+    for name in [
+        "mini-tying",
+        "mini-rank",
+        "mini-precision",
+        "mini-adamw",
+        "mini-adamw-sizes",
+        "mini-natural",
+    ] {
+        assert!(!points(&format!("sweep-{name}.toml")).is_empty());
     }
 }
 
