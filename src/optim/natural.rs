@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use super::metric::{Metric, dot};
-use super::scored::{Moments, ScoredBatch};
+use super::scored::{Moments, ScoredBatch, weighted_mean};
 use crate::config::OptimConfig;
 use crate::{Error, Result};
 
@@ -103,21 +103,21 @@ impl Natural {
             )));
         }
         let own = batch.moments_at(&batch.parameters);
-        let (all, reused) = self.moments(&batch, &own);
-        let metric = Metric::new(&all.fisher, self.num_parameters, self.params.damping);
-        let along = metric.solve(&all.gradient);
-        let squared = dot(&along, &product(&all.fisher, &along));
+        let (gradient, fisher, reused) = self.means(&batch.parameters, &own);
+        let metric = Metric::new(&fisher, self.num_parameters, self.params.damping);
+        let along = metric.solve(&gradient);
+        let squared = dot(&along, &product(&fisher, &along));
         let length = match squared > 0.0 {
             true => factor * (2.0 * self.params.kl_per_step / squared).sqrt(),
             false => 0.0,
         };
         let step: Vec<f64> = along.iter().map(|x| -length * x).collect();
-        let noise = metric.trace(&own.noise);
+        let noise = metric.trace(&own.noise());
         let signal = dot(&own.gradient, &metric.solve(&own.gradient)) - noise;
         let direction = Direction {
             kl_per_step: self.params.kl_per_step,
             predicted_improvement: -dot(&own.gradient, &step),
-            promised_improvement: length * dot(&all.gradient, &along),
+            promised_improvement: length * dot(&gradient, &along),
             condition_number: metric.condition_number(),
             noise_scale: (signal > 0.0).then(|| batch.len() as f64 * noise / signal),
             reused,
@@ -129,20 +129,27 @@ impl Natural {
         Ok(direction)
     }
 
-    /// The weighted means over this batch and the earlier ones, and how many completions of the latter
-    /// counted.
-    fn moments(&self, batch: &ScoredBatch, own: &Moments) -> (Moments, f64) {
-        let mut weighted = vec![(1.0, own.clone())];
-        let mut reused = 0.0;
+    /// g and F, the weighted means over this batch (`own`, sampled at `parameters`) and the earlier ones,
+    /// and how many completions of the latter counted.
+    fn means(&self, parameters: &[f32], own: &Moments) -> (Vec<f64>, Vec<f64>, f64) {
+        let (mut weights, mut reused) = (vec![1.0], 0.0);
+        let mut moments = Vec::new();
         for (age, earlier) in self.earlier.iter().enumerate() {
-            let moments = earlier.moments_at(&batch.parameters);
-            if moments.effective_share >= LEAST_SHARE {
+            let at = earlier.moments_at(parameters);
+            if at.effective_share >= LEAST_SHARE {
                 let decay = self.params.momentum.powi(age as i32 + 1);
-                reused += moments.effective_share * earlier.len() as f64;
-                weighted.push((decay * moments.effective_share, moments));
+                reused += at.effective_share * earlier.len() as f64;
+                weights.push(decay * at.effective_share);
+                moments.push(at);
             }
         }
-        (Moments::mean(&weighted), reused)
+        let all = || {
+            let moments = std::iter::once(own).chain(&moments);
+            weights.iter().copied().zip(moments)
+        };
+        let gradient = weighted_mean(all().map(|(w, m)| (w, &m.gradient)));
+        let fisher = weighted_mean(all().map(|(w, m)| (w, &m.fisher)));
+        (gradient, fisher, reused)
     }
 
     /// The batches it remembers, for [`Self::restore`].

@@ -36,36 +36,45 @@ pub(super) struct Moments {
     pub gradient: Vec<f64>,
     /// F, `[p, p]`.
     pub fisher: Vec<f64>,
-    /// Covariance of g over draws of prompts and completions, `[p, p]`.
-    pub noise: Vec<f64>,
+    /// What each prompt gives, `[p]` each; their sum is g.
+    pub pulls: Vec<Vec<f64>>,
     /// Effective number of a prompt's completions, (Σ ŵ)² / Σ ŵ², from one alone (0) to all alike (1);
     /// the mean over prompts.
     pub effective_share: f64,
 }
 
 impl Moments {
-    /// The mean with these weights. Covariances of independent batches add up with their squares.
-    pub fn mean(weighted: &[(f64, Self)]) -> Self {
-        let total: f64 = weighted.iter().map(|(weight, _)| weight).sum();
-        let sum = |of: fn(&Self) -> &Vec<f64>, power: i32| -> Vec<f64> {
-            let mut sum = vec![0.0; weighted.first().map_or(0, |(_, m)| of(m).len())];
-            for (weight, moments) in weighted {
-                let weight = (weight / total).powi(power);
-                let pairs = sum.iter_mut().zip(of(moments));
-                pairs.for_each(|(sum, x)| *sum += weight * x);
-            }
-            sum
-        };
-        let shares = weighted
-            .iter()
-            .map(|(weight, m)| weight * m.effective_share);
-        Self {
-            gradient: sum(|m| &m.gradient, 1),
-            fisher: sum(|m| &m.fisher, 1),
-            noise: sum(|m| &m.noise, 2),
-            effective_share: shares.sum::<f64>() / total,
+    /// Covariance of g over draws of prompts and completions, `[p, p]`: prompts are drawn independently,
+    /// so that it is their number times the covariance between what they give.
+    pub fn noise(&self) -> Vec<f64> {
+        let (p, prompts) = (self.gradient.len(), self.pulls.len().max(1) as f64);
+        let mut noise = vec![0.0; p * p];
+        for pull in &self.pulls {
+            let apart = pull
+                .iter()
+                .zip(&self.gradient)
+                .map(|(x, g)| x - g / prompts);
+            add_outer(
+                &mut noise,
+                &apart.collect::<Vec<_>>(),
+                prompts / (prompts - 1.0).max(1.0),
+            );
         }
+        noise
     }
+}
+
+/// The mean of vectors with these weights.
+pub(super) fn weighted_mean<'a>(vectors: impl Iterator<Item = (f64, &'a Vec<f64>)>) -> Vec<f64> {
+    let (mut total, mut sum) = (0.0, Vec::new());
+    for (weight, vector) in vectors {
+        total += weight;
+        sum.resize(vector.len(), 0.0);
+        let pairs = sum.iter_mut().zip(vector);
+        pairs.for_each(|(sum, x)| *sum += weight * x);
+    }
+    sum.iter_mut().for_each(|x| *x /= total);
+    sum
 }
 
 impl ScoredBatch {
@@ -115,8 +124,6 @@ impl ScoredBatch {
         parts.into_iter().flatten().all(|x| x.is_finite())
     }
 
-    /// Prompts are drawn independently, and g is the sum of what each gives: its covariance is their
-    /// number times that between them.
     pub(super) fn moments_at(&self, parameters: &[f32]) -> Moments {
         let (p, n) = (self.parameters.len(), self.len().max(1) as f64);
         let way: Vec<f64> = parameters
@@ -124,7 +131,7 @@ impl ScoredBatch {
             .zip(&self.parameters)
             .map(|(now, then)| f64::from(*now) - f64::from(*then))
             .collect();
-        let (mut fisher, mut noise) = (vec![0.0; p * p], vec![0.0; p * p]);
+        let mut fisher = vec![0.0; p * p];
         let (mut gradient, mut pulls, mut effective) = (vec![0.0; p], Vec::new(), 0.0);
         for group in 0..self.len().div_ceil(self.group) {
             let own = group * self.group..((group + 1) * self.group).min(self.len());
@@ -154,17 +161,11 @@ impl ScoredBatch {
             gradient.iter_mut().zip(&pull).for_each(|(g, x)| *g += x);
             pulls.push(pull);
         }
-        let prompts = pulls.len().max(1) as f64;
-        let unbiased = prompts / (prompts - 1.0).max(1.0);
-        for pull in &pulls {
-            let apart = pull.iter().zip(&gradient).map(|(x, g)| x - g / prompts);
-            add_outer(&mut noise, &apart.collect::<Vec<_>>(), unbiased);
-        }
         Moments {
             gradient,
             fisher,
-            noise,
-            effective_share: effective / prompts,
+            effective_share: effective / pulls.len().max(1) as f64,
+            pulls,
         }
     }
 }
@@ -282,7 +283,7 @@ mod tests {
         };
         let moments = batch.moments_at(&[0.0]);
         assert!((moments.gradient[0] - 5.0).abs() < 1e-6);
-        assert!((moments.noise[0] - 10.0 * 10.0 / 9.0).abs() < 1e-5);
+        assert!((moments.noise()[0] - 10.0 * 10.0 / 9.0).abs() < 1e-5);
         assert!((moments.fisher[0] - 1.0).abs() < 1e-6);
     }
 }
