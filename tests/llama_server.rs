@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Short completions of a few problems, with a rate that moves the policy at once.
@@ -14,7 +15,7 @@ prompt = "Question: 2 plus 3?\nAnswer: #### 5\n\nQuestion: {problem}\nAnswer:"
 [adapter]
 n_tie = 17
 [train]
-max_steps = 4
+max_steps = 3
 [optim]
 learning_rate = 0.05
 lr_scheduler_type = "constant"
@@ -30,10 +31,16 @@ engine = "llama-server"
 max_concurrency = 4
 [eval]
 data = ["mini"]
-limit = 4
+limit = 2
 "#;
 
+/// Threads of llama.cpp wait for each other without giving up their cores: two servers, or a server and a
+/// training, on too few of them take ten times as long. So one test runs at a time, and a server has
+/// one thread.
+static ALONE: Mutex<()> = Mutex::new(());
+
 struct Place {
+    _alone: MutexGuard<'static, ()>,
     folder: tempfile::TempDir,
     model: String,
     server: Vec<String>,
@@ -51,8 +58,10 @@ impl Place {
         };
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("remote.toml"), CONFIG).unwrap();
-        let server = server.split_whitespace().map(str::to_owned).collect();
+        let arguments = server.split_whitespace().chain(["--threads", "1"]);
+        let server = arguments.map(str::to_owned).collect();
         Some(Self {
+            _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner),
             folder,
             model,
             server,
@@ -98,16 +107,20 @@ fn finish(command: &mut Command) -> String {
 #[test]
 fn a_policy_that_moves_is_followed_by_the_server() {
     let Some(place) = Place::new() else { return };
-    for settings in [&[][..], &["rollout.one_step_off_policy=true"]] {
+    // A completion of the policy one update ago differs by that update as well.
+    let off_policy = &["rollout.one_step_off_policy=true"][..];
+    for (settings, largest) in [(&[][..], 0.2), (off_policy, 1.0)] {
         let _ = std::fs::remove_dir_all(place.run());
         finish(&mut place.train(settings));
         // Q4_1 products are rounded to 8 bits there: a tenth of a nat is usual, more is another policy.
         let difference = metric(&place.run(), "sampling/sampling_logp_difference/mean");
-        assert_eq!(difference.len(), 4);
+        // A step whose completions are all as long has nothing to learn from.
+        assert!(!difference.is_empty());
         assert!(
-            difference.iter().all(|d| *d > 0.0 && *d < 0.2),
+            difference.iter().all(|d| *d > 0.0 && *d < largest),
             "{difference:?}"
         );
+        assert_eq!(metric(&place.run(), "reward").len(), 3);
         assert!(metric(&place.run(), "grad_norm").iter().any(|g| *g > 0.0));
         let timings = std::fs::read_to_string(place.run().join("timings.jsonl")).unwrap();
         assert!(timings.contains("bytes/rollout_sent"), "{timings}");
@@ -135,7 +148,7 @@ fn a_server_that_dies_in_the_middle_is_started_again() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     assert!(stderr.contains("starting it again"), "{stderr}");
-    assert_eq!(metric(&place.run(), "reward").len(), 4);
+    assert_eq!(metric(&place.run(), "reward").len(), 3);
 }
 
 #[test]

@@ -84,14 +84,19 @@ impl Place {
     }
 
     fn same(&self, a: &str, b: &str) {
-        for file in [
+        self.same_files(a, b, &["completions.jsonl"]);
+    }
+
+    /// The files of every training, and these.
+    fn same_files(&self, a: &str, b: &str, more: &[&str]) {
+        let files = [
             "metrics.jsonl",
-            "completions.jsonl",
             "config.toml",
             "adapter.safetensors",
             "checkpoints/step-000006/state.safetensors",
             "evaluations/problems-mini.jsonl",
-        ] {
+        ];
+        for file in files.iter().chain(more) {
             let read = |run: &str| std::fs::read(self.path(run).join(file)).unwrap();
             assert!(read(a) == read(b), "{file} of {b} differs");
         }
@@ -190,6 +195,22 @@ fn one_two_and_three_processes_end_with_the_bytes_of_one() {
             .collect::<String>()
     };
     assert_eq!(table(&[], "eval-alone"), table(&["-n", "3"], "eval-three"));
+}
+
+#[test]
+fn supervised_training_has_the_bytes_of_one_process_too() {
+    let Some(place) = Place::new() else { return };
+    let config = ["--config", "small.toml"];
+    // Neither one rank's share nor a pass is a divisor of the other.
+    let sft = ["--set", "method=sft", "--set", "sft.examples_per_step=7"];
+    let train = |mpirun: &[&str], run: &str| {
+        succeed(place.train(mpirun, &[&config[..], &sft, &["--run-dir", run]].concat()));
+    };
+    train(&[], "alone");
+    for (count, run) in [("2", "two"), ("3", "three")] {
+        train(&["-n", count], run);
+        place.same_files("alone", run, &[]);
+    }
 }
 
 /// Ends one rank in the middle of a run, and the run goes on from its checkpoint to the same bytes.

@@ -105,27 +105,22 @@ impl Protocol for LlamaServer {
         });
         let answer = server.post("/completion", &body)?;
         let read = || {
-            let probabilities = answer["completion_probabilities"].as_array();
-            let known = probabilities
-                .into_iter()
-                .flatten()
-                .map(|token| match scaled {
-                    true => logprob(&token["prob"]).ln(),
-                    false => logprob(&token["logprob"]),
-                });
-            let mut known: Vec<f32> = known.collect();
             let tokens = answer["tokens"].as_array()?.iter();
             let tokens: Vec<u32> = tokens
                 .map(|id| u32::try_from(id.as_u64()?).ok())
                 .collect::<Option<_>>()?;
-            if known.len() > tokens.len() {
-                return None;
-            }
-            // Of the token that completes a stop string the server tells none.
-            known.resize(tokens.len(), f32::NAN);
+            let probabilities = answer["completion_probabilities"].as_array();
+            let known = probabilities.into_iter().flatten().map(|token| {
+                let logprob = match scaled {
+                    true => logprob(&token["prob"]).ln(),
+                    false => logprob(&token["logprob"]),
+                };
+                (token["id"].as_u64(), logprob)
+            });
+            let logprobs = aligned(&tokens, known)?;
             Some(Answer {
                 tokens,
-                logprobs: known,
+                logprobs,
                 stopped: answer["stop_type"] == "word",
             })
         };
@@ -133,6 +128,19 @@ impl Protocol for LlamaServer {
     }
 
     fn retire(&self, _: &Server, _: &Policy) {}
+}
+
+/// The log-probability of every token. The server tells none of a token that ends within a character, nor
+/// of those that complete a stop string: these are NaN.
+fn aligned(tokens: &[u32], known: impl Iterator<Item = (Option<u64>, f32)>) -> Option<Vec<f32>> {
+    let mut known = known.peekable();
+    let logprobs = tokens.iter().map(|&token| {
+        let own = known.next_if(|(id, _)| *id == Some(u64::from(token)));
+        own.map_or(f32::NAN, |(_, logprob)| logprob)
+    });
+    let logprobs = logprobs.collect();
+    // What belongs to none of the tokens is not understood.
+    known.next().is_none().then_some(logprobs)
 }
 
 /// Writes an adapter for each trained number, in which that number is 1 and the others are 0. Files that
@@ -172,4 +180,31 @@ pub(super) fn write_basis(
         files.push(path);
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::aligned;
+
+    fn of(tokens: &[u32], known: &[(u64, f32)]) -> Option<Vec<Option<f32>>> {
+        let known = known.iter().map(|&(id, logprob)| (Some(id), logprob));
+        let logprobs = aligned(tokens, known)?;
+        let known = |l: f32| (!l.is_nan()).then_some(l);
+        Some(logprobs.into_iter().map(known).collect())
+    }
+
+    #[test]
+    fn log_probabilities_belong_to_the_token_with_their_id() {
+        let all = of(&[5, 6], &[(5, -1.0), (6, -2.0)]);
+        assert_eq!(all, Some(vec![Some(-1.0), Some(-2.0)]));
+        // 🌳 in two tokens: of the first, whose text is no character yet, nothing is told.
+        let within = of(&[5, 8, 9, 6], &[(5, -1.0), (9, -3.0), (6, -2.0)]);
+        assert_eq!(within, Some(vec![Some(-1.0), None, Some(-3.0), Some(-2.0)]));
+        // The end of a stop string.
+        assert_eq!(of(&[5, 6], &[(5, -1.0)]), Some(vec![Some(-1.0), None]));
+        assert_eq!(of(&[], &[]), Some(vec![]));
+        // Another program, that says something else.
+        assert_eq!(of(&[5], &[(7, -1.0)]), None);
+        assert_eq!(of(&[5], &[(5, -1.0), (6, -1.0)]), None);
+    }
 }

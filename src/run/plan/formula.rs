@@ -6,12 +6,22 @@
 use super::workload::{Evaluation, WeightBytes, Workload};
 use super::{Part, Phase};
 use crate::adapter::{AdapterKind, Tying};
-use crate::config::{Config, Method, OptimizerKind, Sizes};
+use crate::config::{Config, Method, OptimizerKind, RolloutEngine, Sizes};
 use crate::model::{Keep, ModelConfig};
 use crate::optim::natural::MAX_PARAMETERS;
 
 const F32: usize = size_of::<f32>();
 const F64: usize = size_of::<f64>();
+/// llama.cpp keeps keys and values in half precision,
+const F16: usize = 2;
+/// for a multiple of so many positions,
+const SERVER_POSITIONS: usize = 256;
+/// computes so many tokens at once at most,
+const SERVER_BATCH: usize = 512;
+/// and takes so much for itself, the tokenizer and its threads; in Python more than as a program.
+const SERVER_PROGRAM: usize = 150 << 20;
+/// Tokens of the probe's completion.
+const PROBE: usize = 16;
 /// Positions that keys are laid out by.
 const PANEL: usize = 16;
 /// Rows whose logits exist at one time while scoring.
@@ -78,6 +88,46 @@ impl Formula<'_> {
         parts.extend(self.adapter());
         parts.retain(|part| part.bytes > 0);
         parts
+    }
+
+    /// Whether completions come from other processes: then nothing is decoded or kept here.
+    fn is_remote(&self) -> bool {
+        self.config.method == Method::Grpo && self.config.rollout.engine != RolloutEngine::Native
+    }
+
+    /// A llama.cpp server that the run starts itself, in its own process.
+    pub fn server(&self) -> Vec<Part> {
+        let rollout = &self.config.rollout;
+        let is_own = rollout.engine == RolloutEngine::LlamaServer && rollout.base_url.is_empty();
+        if !is_own || !self.is_remote() {
+            return Vec::new();
+        }
+        let slots = rollout.max_concurrency;
+        let training = self.workload.longest() + self.config.grpo.max_completion_length;
+        let evaluation = self
+            .workload
+            .evaluation
+            .map_or(0, |e| e.prompt + e.completion);
+        let positions = (slots * training.max(evaluation)).next_multiple_of(SERVER_POSITIONS);
+        let row = 2 * self.key_value() * F16;
+        let rows = positions * self.model.num_hidden_layers;
+        let (h, i, vocab) = (
+            self.model.hidden_size,
+            self.model.intermediate_size,
+            self.model.vocab_size,
+        );
+        // Logits of a batch, and what a block makes of it.
+        let buffers = SERVER_BATCH * (vocab + 4 * h + 3 * i) * F32;
+        vec![
+            Part::new("llama-server's program", SERVER_PROGRAM),
+            Part::new("llama-server's weights", self.weights.stored),
+            Part::new("llama-server's adapters", self.factors() * F32),
+            Part::new(
+                format!("llama-server's keys and values of {slots} slots, {positions} positions"),
+                rows * row,
+            ),
+            Part::new("llama-server's buffers", buffers),
+        ]
     }
 
     fn adapter(&self) -> Vec<Part> {
@@ -164,6 +214,12 @@ impl Formula<'_> {
 
     /// Drawing completions for a generation batch.
     pub fn sampling(&self, sizes: &Sizes) -> Phase {
+        if self.is_remote() {
+            return Phase {
+                name: "sampling",
+                parts: self.probing(),
+            };
+        }
         let grpo = &self.config.grpo;
         let (n, groups) = (grpo.num_generations, grpo.prompts_per_step);
         let work = Decoding {
@@ -201,8 +257,21 @@ impl Formula<'_> {
         };
         Some(Phase {
             name: "evaluating",
-            parts: self.decoding(&work, sizes),
+            parts: match self.is_remote() {
+                true => self.probing(),
+                false => self.decoding(&work, sizes),
+            },
         })
+    }
+
+    /// Scoring what a server made of a probe.
+    fn probing(&self) -> Vec<Part> {
+        let rows = self.workload.longest() + PROBE;
+        let width = self.block_forward() + self.model.hidden_size;
+        vec![
+            Part::new(format!("a block of {rows} rows"), rows * width * F32),
+            Part::new("logits", PROBE * self.model.vocab_size * F32),
+        ]
     }
 
     fn decoding(&self, work: &Decoding, sizes: &Sizes) -> Vec<Part> {
@@ -276,6 +345,9 @@ impl Formula<'_> {
     }
 
     fn kept(&self, sizes: &Sizes) -> usize {
+        if self.is_remote() {
+            return 0;
+        }
         self.runs * self.wanted_inputs().min(sizes.activation_memory)
     }
 
@@ -409,7 +481,7 @@ impl Formula<'_> {
             Method::Sft => (self.config.sft.gradient_checkpointing, 0),
         };
         // A policy that has moved since, or what did not fit, has to be computed.
-        if updates == 1 && self.wanted_inputs() <= sizes.activation_memory {
+        if updates == 1 && !self.is_remote() && self.wanted_inputs() <= sizes.activation_memory {
             return Forward::Recorded;
         }
         let memory = sizes.activation_memory;

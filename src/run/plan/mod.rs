@@ -55,6 +55,8 @@ pub struct Phase {
 pub struct Plan {
     pub sizes: Sizes,
     always: Vec<Part>,
+    /// A server that the run starts, a process of its own on the same machine.
+    server: Vec<Part>,
     phases: Vec<Phase>,
     limit: Option<Limit>,
 }
@@ -221,6 +223,7 @@ impl Plan {
         Self {
             sizes,
             always: formula.always(resident),
+            server: formula.server(),
             phases,
             limit,
         }
@@ -230,13 +233,13 @@ impl Plan {
         self.limit.as_ref().map_or(usize::MAX, |l| l.bytes as usize)
     }
 
-    /// Bytes that have to be there during a phase.
+    /// Bytes that have to be there during a phase, for this process and the server.
     fn needed(&self, phase: &Phase) -> usize {
-        let parts = self.always.iter().chain(&phase.parts);
+        let parts = self.always.iter().chain(&self.server).chain(&phase.parts);
         parts.filter(|p| !p.reclaimable).map(|p| p.bytes).sum()
     }
 
-    /// Bytes that are resident during a phase where memory is plenty.
+    /// Bytes of this process that are resident during a phase where memory is plenty.
     fn resident(&self, phase: &Phase) -> usize {
         let parts = self.always.iter().chain(&phase.parts);
         parts.map(|p| p.bytes).sum()
@@ -270,6 +273,7 @@ impl Plan {
         let parts = self
             .always
             .iter()
+            .chain(&self.server)
             .chain(phase.iter().flat_map(|phase| &phase.parts))
             .filter(|part| !part.reclaimable && part.bytes > 0);
         let sum: Vec<String> = parts
@@ -312,6 +316,13 @@ impl fmt::Display for Plan {
         };
         for part in &self.always {
             line(f, part.bytes, &format!("{}{}", part.what, back(part)))?;
+        }
+        if !self.server.is_empty() {
+            let size: usize = self.server.iter().map(|part| part.bytes).sum();
+            writeln!(f, " llama-server, {} in all:", bytes(size))?;
+        }
+        for part in &self.server {
+            line(f, part.bytes, &part.what)?;
         }
         for phase in &self.phases {
             let size = self.resident(phase);

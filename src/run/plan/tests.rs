@@ -34,6 +34,7 @@ fn plan_of(runs: usize, config: &Config, gb: f64) -> Result<Plan> {
     let weights = WeightBytes {
         held: 15_200_000_000,
         format: "bf16",
+        stored: 4_400_000_000,
         ..WeightBytes::default()
     };
     let workload = Workload {
@@ -142,6 +143,51 @@ fn passes_are_not_packed_by_memory_where_that_has_a_say_in_the_gradient() {
     assert!(plan(&bnpo, 16.5).map_or(true, |plan| plan.sizes.pass_tokens == 2048));
     assert!(!bnpo.packing_is_free());
     assert!(!config(&["adapter.type=lora"]).packing_is_free());
+}
+
+#[test]
+fn a_server_that_the_run_starts_has_its_share() {
+    let remote = "rollout.engine=llama-server";
+    let slots = "rollout.max_concurrency=8";
+    let own = config(&[remote, slots]);
+    let url = "rollout.base_url=[\"http://there:8080\"]";
+    let (own, other) = (
+        plan(&own, 200.0).unwrap(),
+        plan(&config(&[remote, slots, url]), 200.0).unwrap(),
+    );
+    // Its memory is not that of this process, but has to be there.
+    assert_eq!(own.peak(), other.peak());
+    let share = own.peak_needed() - other.peak_needed();
+    // 8 slots of 200 tokens and a completion in 28 layers of 2 × 512 halves; the file; the rest.
+    let length = 200 + Config::default().grpo.max_completion_length;
+    let keys = (8 * length).next_multiple_of(256) * 28 * 2 * 512 * 2;
+    let known = 4_400_000_000 + keys;
+    assert!(
+        (known..known + 1_000_000_000).contains(&share),
+        "{share}, {known}"
+    );
+    assert!(own.to_string().contains("llama-server's weights"), "{own}");
+    let error = plan(&config(&[remote, slots]), 17.0).unwrap_err();
+    assert!(
+        error.to_string().contains("4.4 GB llama-server's weights"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_servers_sample_is_computed_again_and_nothing_is_kept() {
+    let url = "rollout.base_url=[\"http://there:8080\"]";
+    let memory = "grpo.activation_memory_gb=100";
+    let native = plan(&config(&[memory]), 200.0).unwrap().to_string();
+    let remote = config(&[memory, "rollout.engine=llama-server", url]);
+    let remote = plan(&remote, 200.0).unwrap().to_string();
+    let (kept, decoded, computed) = (
+        "inputs of blocks, kept while sampling",
+        "keys and values of",
+        "inputs or activations of a pass",
+    );
+    assert!(native.contains(kept) && native.contains(decoded) && !native.contains(computed));
+    assert!(!remote.contains(kept) && !remote.contains(decoded) && remote.contains(computed));
 }
 
 #[test]

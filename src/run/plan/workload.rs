@@ -16,6 +16,8 @@ pub struct WeightBytes {
     pub format: &'static str,
     /// In files that stay mapped, which the system reads again when it has taken pages back.
     pub in_files: usize,
+    /// All of the checkpoint as it is stored.
+    pub stored: usize,
     /// Of the tensors that are read at one time, as they are in their files.
     pub mapped: usize,
     /// Largest copies that exist while one tensor, or one on each thread, is brought into form.
@@ -37,6 +39,7 @@ impl WeightBytes {
         let size = bytes_of(dtype);
         let mut bytes = Self {
             format: name_of(dtype),
+            stored: raw.stored_bytes(),
             ..Self::default()
         };
         let threads = rayon::current_num_threads();
