@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Site;
 use crate::config::RolloutConfig;
@@ -17,7 +18,7 @@ pub(super) struct Started {
     program: String,
     arguments: Vec<String>,
     port: u16,
-    child: Child,
+    child: Arc<Mutex<Child>>,
     restarts: u32,
     log: PathBuf,
 }
@@ -78,12 +79,16 @@ impl Started {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Starts the server again if it has died.
     ///
     /// # Errors
     /// [`Error::Data`] when it does so again and again.
     pub fn keep_alive(&mut self) -> Result<()> {
-        let status = match self.child.try_wait() {
+        let status = match self.child().try_wait() {
             Ok(None) => return Ok(()),
             Ok(Some(status)) => status.to_string(),
             Err(error) => error.to_string(),
@@ -105,8 +110,9 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = self.child();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
@@ -118,7 +124,7 @@ fn free_port() -> Result<u16> {
         .map_err(|e| Error::Internal(format!("no port for a server: {e}")))
 }
 
-fn spawn(program: &str, arguments: &[String], log: &std::path::Path) -> Result<Child> {
+fn spawn(program: &str, arguments: &[String], log: &std::path::Path) -> Result<Arc<Mutex<Child>>> {
     let open = || {
         std::fs::OpenOptions::new()
             .create(true)
@@ -137,9 +143,12 @@ fn spawn(program: &str, arguments: &[String], log: &std::path::Path) -> Result<C
         // Ctrl-C is for this program, which has something to save before its server goes.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
     }
-    command.spawn().map_err(|e| {
+    let child = command.spawn().map_err(|e| {
         Error::config(format!(
             "rollout.server: cannot start {program}: {e}; install llama.cpp, or give rollout.base_url"
         ))
-    })
+    })?;
+    let child = Arc::new(Mutex::new(child));
+    crate::run::signals::ends_with_us(&child);
+    Ok(child)
 }
