@@ -69,7 +69,7 @@ name = "13"
 adapter = {{ n_tie = 17 }}
 """
 
-# What the clock or the process id decides.
+# What the clock or the process id decides, as it does the time stamps in tensorboard/.
 CLOCK = {"timings.jsonl", ".lock", "environment.json"}
 # Contain lengths and checksums of the former.
 OF_CLOCK = {"manifest.json", "SHA256SUMS"}
@@ -91,7 +91,8 @@ def contents(folder):
     """The files of a sweep's runs that the configuration decides."""
     files = {}
     for path in sorted((folder / "runs").rglob("*")):
-        if path.is_file() and path.name not in CLOCK | OF_CLOCK:
+        of_clock = path.name in CLOCK | OF_CLOCK or path.parent.name == "tensorboard"
+        if path.is_file() and not of_clock:
             data = path.read_bytes()
             # Completions of an evaluation are written as they finish.
             if path.parent.name == "evaluations":
@@ -106,7 +107,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--model", type=os.path.abspath, help="a GGUF file; the embedded model without")
     parser.add_argument("--data-dir", type=os.path.abspath, help="folder with gsm8k/train.jsonl")
-    parser.add_argument("--prompts", type=int, help="prompts of a step [4, or 2 with --model]")
+    parser.add_argument("--prompts", type=int, help="prompts of a step [2]")
     parser.add_argument("--steps", type=int, help="steps of a run [40, or 3 with --model]")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -115,7 +116,7 @@ def main():
     text = text.format(
         model=args.model,
         data=args.data_dir,
-        prompts=args.prompts or (2 if args.model else 4),
+        prompts=args.prompts or 2,
         steps=args.steps or (3 if args.model else 40),
     )
     description = args.work / "lockstep.toml"
