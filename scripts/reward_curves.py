@@ -99,7 +99,6 @@ def table(curves):
     for curve in curves:
         sizes[curve.size].append(curve)
     for size, own in sizes.items():
-        longest = max(curve.steps for curve in own)
         adamw = [c for c in own if c.optimizer == "adamw"]
         target = max((c.final() for c in adamw if c.steps == max(a.steps for a in adamw)), default=1.0)
         for curve in sorted(own, key=lambda c: (-c.steps, c.optimizer, c.rate)):
