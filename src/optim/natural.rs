@@ -327,6 +327,21 @@ mod tests {
     }
 
     #[test]
+    fn an_earlier_batch_has_its_say_in_the_direction() {
+        let params = NaturalParams {
+            reuse: 1,
+            momentum: 1.0,
+            ..PARAMS
+        };
+        let mut natural = Natural::new(params, 3);
+        let first = batch(40, 3, 0);
+        let mut opposite = first.clone();
+        opposite.advantages.iter_mut().for_each(|a| *a = -*a);
+        natural.propose(first, 1, 1.0).unwrap();
+        assert_eq!(natural.propose(opposite, 2, 1.0).unwrap().step, [0.0; 3]);
+    }
+
+    #[test]
     fn what_is_not_finite_is_refused_and_changes_nothing() {
         let params = NaturalParams { reuse: 1, ..PARAMS };
         let mut natural = Natural::new(params, 3);
